@@ -1,0 +1,1 @@
+"""Generated protobuf code of the `steering` API; made by `make proto`, never committed."""

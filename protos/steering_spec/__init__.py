@@ -1,0 +1,57 @@
+"""The contract of the steering API in Python: types, limits, admissibility, and protobuf conversion.
+
+Imports no torch. Everybody else builds on it: the client constructs these types, the server checks requests with
+`steering_spec.admission`, and only `steering_spec.convert` turns them into protobuf messages and back.
+"""
+
+from steering_spec.admission import ModelFacts, VectorFacts, request_violations
+from steering_spec.completion import Completion, FinishReason, SteeringAct, StreamDelta, Token, Usage
+from steering_spec.naming import VectorRef
+from steering_spec.request import Chat, ChatMessage, GenerationSpec, PromptIds, PromptText, SamplingParams
+from steering_spec.resources import ModelInfo, VectorInfo, VectorLayer
+from steering_spec.steering import (
+    Add,
+    Clause,
+    ContextTrigger,
+    Phase,
+    Positions,
+    Selector,
+    SteeringRule,
+    SteeringSpec,
+    Window,
+)
+from steering_spec.violation import InvalidRequestError, Violation, ViolationKind
+
+__all__ = [
+    "Add",
+    "Chat",
+    "ChatMessage",
+    "Clause",
+    "Completion",
+    "ContextTrigger",
+    "FinishReason",
+    "GenerationSpec",
+    "InvalidRequestError",
+    "ModelFacts",
+    "ModelInfo",
+    "Phase",
+    "Positions",
+    "PromptIds",
+    "PromptText",
+    "SamplingParams",
+    "Selector",
+    "SteeringAct",
+    "SteeringRule",
+    "SteeringSpec",
+    "StreamDelta",
+    "Token",
+    "Usage",
+    "VectorFacts",
+    "VectorInfo",
+    "VectorLayer",
+    "VectorRef",
+    "Violation",
+    "ViolationKind",
+    "Window",
+    "request_violations",
+]

@@ -1,0 +1,270 @@
+"""The one judgement of whether a request can be run, used by the client before sending and by the server.
+
+`request_violations` reports everything that is wrong at once. Without facts it judges the request alone; with the
+facts of a model, its vectors and the tokenized prompt it judges the rest too, so a request that passes with the
+server's facts is one that the server runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from steering_spec import limits
+from steering_spec.naming import VectorRef
+from steering_spec.request import Chat, GenerationSpec, PromptIds, PromptText, SamplingParams
+from steering_spec.steering import Clause, ContextTrigger, Phase, Positions, Selector, SteeringRule, Window
+from steering_spec.violation import Violation, ViolationKind
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What admission needs to know of the served model."""
+
+    name: str
+    layer_count: int
+    vocab_size: int
+    max_context_tokens: int
+    default_max_tokens: int
+    chat_supported: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFacts:
+    """What admission needs to know of a loaded vector."""
+
+    sha256: str
+    layers: tuple[int, ...]
+    context_count: int
+
+
+def request_violations(
+    spec: GenerationSpec,
+    model: ModelFacts | None = None,
+    find_vector: Callable[[VectorRef], VectorFacts | None] | None = None,
+    prompt_ids: tuple[int, ...] | None = None,
+) -> list[Violation]:
+    """Everything that keeps a request from being run; empty when it can be.
+
+    Args:
+        spec: The request.
+        model: Facts of the served model; None skips what depends on them.
+        find_vector: Looks a vector up by id, ignoring the pin; None skips what depends on vectors.
+        prompt_ids: The tokenized prompt; None skips what depends on its length.
+    """
+    found = list(_prompt_violations(spec, model))
+    found += _sampling_violations(spec.sampling)
+    if len(spec.request_id) > limits.MAX_REQUEST_ID_CHARACTERS:
+        found.append(Violation("request_id", f"longer than {limits.MAX_REQUEST_ID_CHARACTERS} characters"))
+    if model is not None and spec.model and spec.model != model.name:
+        found.append(
+            Violation("model", f"{spec.model!r} is not served here; the served model is {model.name!r}",
+                      ViolationKind.NOT_FOUND)
+        )
+    if model is not None and prompt_ids is not None:
+        found += _length_violations(spec, model, prompt_ids)
+    if spec.steering is not None:
+        if len(spec.steering.rules) > limits.MAX_RULES:
+            found.append(Violation("steering.rules", f"more than {limits.MAX_RULES} rules"))
+        prompt_length = None if prompt_ids is None else len(prompt_ids)
+        max_steps = None if model is None else model.max_context_tokens
+        for index, rule in enumerate(spec.steering.rules[: limits.MAX_RULES]):
+            path = f"steering.rules[{index}]"
+            found += _rule_violations(path, rule, model, find_vector)
+            found += selector_violations(f"{path}.selector", rule.selector, prompt_length, max_steps)
+    return found
+
+
+def _prompt_violations(spec: GenerationSpec, model: ModelFacts | None) -> Iterator[Violation]:
+    prompt = spec.prompt
+    if isinstance(prompt, PromptText):
+        if not prompt.text:
+            yield Violation("text", "the prompt is empty")
+    elif isinstance(prompt, PromptIds):
+        if not prompt.ids:
+            yield Violation("tokens.ids", "the prompt is empty")
+        if model is not None:
+            for index, token_id in enumerate(prompt.ids):
+                if not 0 <= token_id < model.vocab_size:
+                    yield Violation(f"tokens.ids[{index}]", f"{token_id} is outside [0, {model.vocab_size})")
+                    break
+    else:
+        yield from _chat_violations(prompt, model)
+
+
+def _chat_violations(chat: Chat, model: ModelFacts | None) -> Iterator[Violation]:
+    if not chat.messages:
+        yield Violation("chat.messages", "the prompt is empty")
+    for index, message in enumerate(chat.messages):
+        if message.role not in ROLES:
+            yield Violation(f"chat.messages[{index}].role", f"{message.role[:40]!r} is none of {', '.join(ROLES)}")
+    if chat.final_message_open and chat.messages and chat.messages[-1].role != "assistant":
+        yield Violation("chat.final_message_open", "only an assistant message can be left open")
+    if model is not None and not model.chat_supported:
+        yield Violation("chat", "the model has no chat template; send text or tokens", ViolationKind.PRECONDITION)
+
+
+def _sampling_violations(sampling: SamplingParams) -> Iterator[Violation]:
+    if not 0 <= sampling.temperature <= limits.MAX_TEMPERATURE:
+        yield Violation("sampling.temperature", f"{sampling.temperature} is outside [0, {limits.MAX_TEMPERATURE:g}]")
+    if not 0 < sampling.top_p <= 1:
+        yield Violation("sampling.top_p", f"{sampling.top_p} is outside (0, 1]")
+    if sampling.top_k is not None and sampling.top_k < 1:
+        yield Violation("sampling.top_k", f"{sampling.top_k} is below 1; leave it unset to keep all tokens")
+    if sampling.max_tokens is not None and sampling.max_tokens < 1:
+        yield Violation("sampling.max_token_count", f"{sampling.max_tokens} is below 1")
+    if sampling.seed is not None and not -(2**63) <= sampling.seed < 2**63:
+        yield Violation("sampling.seed", "outside the range of a signed 64-bit integer")
+    if len(sampling.stop) > limits.MAX_STOP_SEQUENCES:
+        yield Violation("sampling.stop_sequences", f"more than {limits.MAX_STOP_SEQUENCES} stop sequences")
+    for index, text in enumerate(sampling.stop[: limits.MAX_STOP_SEQUENCES]):
+        if not 1 <= len(text) <= limits.MAX_STOP_SEQUENCE_CHARACTERS:
+            yield Violation(
+                f"sampling.stop_sequences[{index}]",
+                f"{len(text)} characters; expected 1 to {limits.MAX_STOP_SEQUENCE_CHARACTERS}",
+            )
+
+
+def _length_violations(spec: GenerationSpec, model: ModelFacts, prompt_ids: tuple[int, ...]) -> Iterator[Violation]:
+    room = model.max_context_tokens - len(prompt_ids)
+    asked = spec.sampling.max_tokens
+    if room < 1:
+        yield Violation(
+            "prompt", f"{len(prompt_ids)} tokens leave no room in a context of {model.max_context_tokens}"
+        )
+    elif asked is not None and asked > room:
+        yield Violation(
+            "sampling.max_token_count",
+            f"{len(prompt_ids)} prompt tokens + {asked} exceed the context of {model.max_context_tokens}; "
+            f"at most {room} fit",
+        )
+
+
+def _rule_violations(
+    path: str,
+    rule: SteeringRule,
+    model: ModelFacts | None,
+    find_vector: Callable[[VectorRef], VectorFacts | None] | None,
+) -> Iterator[Violation]:
+    if not math.isfinite(rule.strength) or abs(rule.strength) > limits.MAX_STRENGTH:
+        yield Violation(f"{path}.strength", f"{rule.strength} is outside [-{limits.MAX_STRENGTH:g}, {limits.MAX_STRENGTH:g}]")
+    yield from _layer_violations(f"{path}.layers", rule.layers, model)
+    if rule.trigger is not None:
+        yield from _trigger_violations(f"{path}.trigger", rule.trigger)
+    try:
+        ref = VectorRef.parse(rule.vector)
+    except ValueError as error:
+        yield Violation(f"{path}.vector", str(error))
+        return
+    if find_vector is not None:
+        yield from _vector_violations(path, rule, ref, find_vector(ref))
+
+
+def _layer_violations(path: str, layers: tuple[int, ...], model: ModelFacts | None) -> Iterator[Violation]:
+    seen: set[int] = set()
+    for index, layer in enumerate(layers):
+        if layer < 0 or (model is not None and layer >= model.layer_count):
+            expected = "at least 0" if model is None else f"in [0, {model.layer_count})"
+            yield Violation(f"{path}[{index}]", f"block {layer} does not exist; expected {expected}")
+        elif layer in seen:
+            yield Violation(f"{path}[{index}]", f"block {layer} is named twice")
+        if len(seen) > limits.MAX_CLAUSES * limits.MAX_RULES:
+            return
+        seen.add(layer)
+
+
+def _trigger_violations(path: str, trigger: ContextTrigger) -> Iterator[Violation]:
+    at_least_one: Mapping[str, int | None] = {
+        "context.min_match_token_count": trigger.min_match_tokens,
+        "context.hold_step_count": trigger.hold_steps,
+        "max_firing_count": trigger.max_firings,
+    }
+    for name, value in at_least_one.items():
+        if value is not None and value < 1:
+            yield Violation(f"{path}.{name}", f"{value} is below 1")
+    if trigger.cooldown_steps < 0:
+        yield Violation(f"{path}.context.cooldown_step_count", f"{trigger.cooldown_steps} is below 0")
+
+
+def _vector_violations(path: str, rule: SteeringRule, ref: VectorRef, facts: VectorFacts | None) -> Iterator[Violation]:
+    if facts is None:
+        yield Violation(f"{path}.vector", f"no vector {ref.id!r} is loaded", ViolationKind.NOT_FOUND)
+        return
+    if ref.sha256 is not None and ref.sha256 != facts.sha256:
+        yield Violation(f"{path}.vector", f"{ref.id!r} is loaded with the digest {facts.sha256}, not {ref.sha256}")
+    for index, layer in enumerate(rule.layers):
+        if layer >= 0 and layer not in facts.layers:
+            yield Violation(
+                f"{path}.layers[{index}]",
+                f"vector {ref.id!r} has no direction at block {layer}; it has {list(facts.layers)}",
+                ViolationKind.PRECONDITION,
+            )
+    if rule.trigger is not None and facts.context_count == 0:
+        yield Violation(
+            f"{path}.trigger", f"vector {ref.id!r} has no recorded pivot contexts", ViolationKind.PRECONDITION
+        )
+
+
+def selector_violations(
+    path: str, selector: Selector, prompt_length: int | None = None, max_context: int | None = None
+) -> Iterator[Violation]:
+    """What is wrong with a selector; clauses that can select nothing are refused."""
+    if not selector.include:
+        yield Violation(f"{path}.include", "at least one clause is needed")
+    for name, clauses in (("include", selector.include), ("exclude", selector.exclude)):
+        if len(clauses) > limits.MAX_CLAUSES:
+            yield Violation(f"{path}.{name}", f"more than {limits.MAX_CLAUSES} clauses")
+        for index, clause in enumerate(clauses[: limits.MAX_CLAUSES]):
+            yield from _clause_violations(f"{path}.{name}[{index}]", clause, prompt_length, max_context)
+
+
+def _clause_violations(
+    path: str, clause: Clause, prompt_length: int | None, max_context: int | None
+) -> Iterator[Violation]:
+    in_prompt = clause.phase is Phase.PROMPT
+    if isinstance(clause.predicate, Positions):
+        yield from _position_violations(path, clause.predicate, in_prompt, prompt_length, max_context)
+    elif isinstance(clause.predicate, Window):
+        yield from _window_violations(path, clause.predicate, in_prompt, prompt_length, max_context)
+
+
+def _position_violations(
+    path: str, positions: Positions, in_prompt: bool, prompt_length: int | None, max_context: int | None
+) -> Iterator[Violation]:
+    if not positions.positions:
+        yield Violation(f"{path}.positions", "selects nothing; name at least one position")
+    if len(positions.positions) > limits.MAX_POSITIONS:
+        yield Violation(f"{path}.positions", f"more than {limits.MAX_POSITIONS} positions")
+        return
+    for index, position in enumerate(positions.positions):
+        where = f"{path}.positions[{index}]"
+        if not in_prompt and position < 0:
+            yield Violation(where, f"step {position}: steps count from 0, the generation's end is not known")
+        elif in_prompt and prompt_length is not None and not -prompt_length <= position < prompt_length:
+            yield Violation(where, f"position {position} is outside a prompt of {prompt_length} tokens")
+        elif not in_prompt and max_context is not None and position >= max_context:
+            yield Violation(where, f"step {position} can't be reached in a context of {max_context} tokens")
+
+
+def _window_violations(
+    path: str, window: Window, in_prompt: bool, prompt_length: int | None, max_context: int | None
+) -> Iterator[Violation]:
+    where = f"{path}.range"
+    start, end = window.start, window.end
+    if not in_prompt and (start < 0 or (end is not None and end < 0)):
+        yield Violation(where, f"[{start}, {end}): steps count from 0, the generation's end is not known")
+        return
+    if in_prompt and prompt_length is not None:
+        start = start + prompt_length if start < 0 else start
+        end = prompt_length if end is None else end + prompt_length if end < 0 else end
+        if start < 0 or end < 0 or start >= prompt_length or end > prompt_length:
+            yield Violation(where, f"[{window.start}, {window.end}) reaches outside a prompt of {prompt_length} tokens")
+            return
+    same_side = end is not None and (start < 0) == (end < 0)
+    if end is not None and same_side and end <= start:
+        yield Violation(where, f"[{window.start}, {window.end}) selects nothing; the end must lie after the start")
+    elif not in_prompt and max_context is not None and start >= max_context:
+        yield Violation(where, f"step {start} can't be reached in a context of {max_context} tokens")

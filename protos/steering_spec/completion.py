@@ -1,0 +1,93 @@
+"""What a request gives back: tokens, acts of steering, and the finished completion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from steering_spec.steering import SteeringSpec
+
+
+class FinishReason(Enum):
+    """Why decoding ended."""
+
+    EOS = "eos"
+    STOP_SEQUENCE = "stop_sequence"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token: its id, and the log-probability that the sampler gave it."""
+
+    id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringAct:
+    """One rule acting on one row.
+
+    Attributes:
+        rule_index: Index into the request's rules.
+        layers: Blocks steered.
+        step: Step of the row, or None when a prompt clause chose it.
+        prompt_position: Prompt position of the row, or None when a step was chosen.
+        match_tokens: Tokens that matched a recorded context, where a context trigger fired.
+    """
+
+    rule_index: int
+    layers: tuple[int, ...]
+    step: int | None = None
+    prompt_position: int | None = None
+    match_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request cost; times in seconds from its acceptance."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    steered_rows: int
+    first_token_seconds: float
+    total_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDelta:
+    """Newly decoded tokens with the text that is now final, and the acts that led to them."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    acts: tuple[SteeringAct, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished completion.
+
+    Attributes:
+        text: Without special tokens, cut before a stop sequence.
+        tokens: All tokens, those of the end and of a stop sequence included.
+        finish_reason: Why decoding ended.
+        usage: Counts and times.
+        seed: The seed that was used.
+        request_id: The request's id.
+        applied_steering: The steering as applied, every vector with its digest; None when unsteered.
+        acts: The steering acts; empty unless the request asked for a trace.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    seed: int
+    request_id: str
+    applied_steering: SteeringSpec | None = None
+    acts: tuple[SteeringAct, ...] = ()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids of all tokens."""
+        return tuple(token.id for token in self.tokens)

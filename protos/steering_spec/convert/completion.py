@@ -1,0 +1,102 @@
+"""Answers: tokens, steering acts and completions, from and to protobuf."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from steering.v1 import generation_pb2
+from steering_spec.completion import Completion, FinishReason, SteeringAct, StreamDelta, Token, Usage
+from steering_spec.convert.request import steering_from_proto, steering_to_proto
+
+_REASONS = {
+    FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
+    FinishReason.STOP_SEQUENCE: generation_pb2.FINISH_REASON_STOP_SEQUENCE,
+    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
+}
+_REASONS_BACK = {number: reason for reason, number in _REASONS.items()}
+
+
+def token_to_proto(token: Token) -> generation_pb2.Token:
+    """Writes one generated token."""
+    return generation_pb2.Token(id=token.id, logprob=token.logprob)
+
+
+def act_to_proto(act: SteeringAct) -> generation_pb2.SteeringEvent:
+    """Writes one steering act."""
+    return generation_pb2.SteeringEvent(
+        rule_index=act.rule_index,
+        layers=act.layers,
+        step=act.step,
+        prompt_position=act.prompt_position,
+        match_token_count=act.match_tokens,
+    )
+
+
+def act_from_proto(message: generation_pb2.SteeringEvent) -> SteeringAct:
+    """Reads one steering act."""
+    place = message.WhichOneof("place")
+    return SteeringAct(
+        rule_index=message.rule_index,
+        layers=tuple(message.layers),
+        step=message.step if place == "step" else None,
+        prompt_position=message.prompt_position if place == "prompt_position" else None,
+        match_tokens=message.match_token_count if message.HasField("match_token_count") else None,
+    )
+
+
+def delta_to_proto(delta: StreamDelta) -> generation_pb2.TokenDelta:
+    """Writes newly decoded tokens; their acts travel as messages of their own."""
+    return generation_pb2.TokenDelta(text=delta.text, tokens=[token_to_proto(token) for token in delta.tokens])
+
+
+def delta_from_proto(
+    message: generation_pb2.TokenDelta, acts: tuple[SteeringAct, ...] = ()
+) -> StreamDelta:
+    """Reads newly decoded tokens, with the acts that came before them."""
+    return StreamDelta(message.text, tuple(Token(token.id, token.logprob) for token in message.tokens), acts)
+
+
+def completion_to_proto(completion: Completion) -> generation_pb2.GenerateResult:
+    """Writes a finished completion."""
+    usage = completion.usage
+    message = generation_pb2.GenerateResult(
+        text=completion.text,
+        tokens=[token_to_proto(token) for token in completion.tokens],
+        finish_reason=_REASONS[completion.finish_reason],
+        usage=generation_pb2.Usage(
+            prompt_token_count=usage.prompt_tokens,
+            generated_token_count=usage.generated_tokens,
+            steered_row_count=usage.steered_rows,
+            first_token_duration=timedelta(seconds=usage.first_token_seconds),
+            total_duration=timedelta(seconds=usage.total_seconds),
+        ),
+        steering_events=[act_to_proto(act) for act in completion.acts],
+        seed=completion.seed,
+        request_id=completion.request_id,
+    )
+    if completion.applied_steering is not None:
+        message.applied_steering.CopyFrom(steering_to_proto(completion.applied_steering))
+    return message
+
+
+def completion_from_proto(message: generation_pb2.GenerateResult) -> Completion:
+    """Reads a finished completion."""
+    usage = message.usage
+    return Completion(
+        text=message.text,
+        tokens=tuple(Token(token.id, token.logprob) for token in message.tokens),
+        finish_reason=_REASONS_BACK[message.finish_reason],
+        usage=Usage(
+            prompt_tokens=usage.prompt_token_count,
+            generated_tokens=usage.generated_token_count,
+            steered_rows=usage.steered_row_count,
+            first_token_seconds=usage.first_token_duration.ToTimedelta().total_seconds(),
+            total_seconds=usage.total_duration.ToTimedelta().total_seconds(),
+        ),
+        seed=message.seed,
+        request_id=message.request_id,
+        applied_steering=(
+            steering_from_proto(message.applied_steering) if message.HasField("applied_steering") else None
+        ),
+        acts=tuple(act_from_proto(act) for act in message.steering_events),
+    )

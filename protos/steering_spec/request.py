@@ -1,0 +1,82 @@
+"""What a request asks for: a prompt, how to sample, how to steer. Plain values; `admission` judges them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from steering_spec.steering import SteeringSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """Plain text, tokenized as it stands."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptIds:
+    """Token ids, used exactly as given."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One chat message; role is `system`, `user`, `assistant` or `tool`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """Messages for the model's chat template; `final_message_open` continues the last one."""
+
+    messages: tuple[ChatMessage, ...]
+    final_message_open: bool = False
+
+
+Prompt = PromptText | PromptIds | Chat
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: 0 means greedy.
+        top_p: Nucleus in (0, 1]; 1 is off.
+        top_k: Keep the k most likely tokens; None keeps all.
+        max_tokens: Most tokens to generate; None means the server's default.
+        seed: Makes sampling repeatable; None means a fresh one.
+        stop: Generation ends before the first of these texts.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """One completion to make.
+
+    Attributes:
+        prompt: Exactly one prompt form.
+        sampling: How tokens are chosen.
+        steering: How the residual stream is changed; None means not at all.
+        model: `models/{model}`, or empty for the served one.
+        request_id: Id for logs; empty lets the server choose.
+        steering_trace: Report each steering act.
+    """
+
+    prompt: Prompt
+    sampling: SamplingParams = SamplingParams()
+    steering: SteeringSpec | None = None
+    model: str = ""
+    request_id: str = ""
+    steering_trace: bool = False

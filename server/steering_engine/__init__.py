@@ -1,0 +1,1 @@
+"""The torch side: model loading, generation with steering, vector files. Knows nothing of gRPC."""

@@ -1,0 +1,114 @@
+"""The engine protocol: what a request is, what it yields, and what an engine promises.
+
+An engine takes token ids and a compiled steering plan, and knows neither text prompts nor vector names. The server,
+the rollouts of discovery and the tests all speak to this protocol, so what serves is what samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from steering_engine.steering.plan import SteeringPlan
+from steering_spec import FinishReason, SteeringAct, Token
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Sampling with every default filled in.
+
+    Attributes:
+        temperature: 0 means greedy.
+        top_p: Nucleus in (0, 1]; 1 is off.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        max_tokens: Most tokens to generate, at least 1.
+        seed: Decides every random choice of the request, alone or in any batch.
+        stop: Generation ends before the first of these texts.
+        stop_at_eos: False generates through end-of-sequence tokens (benchmarks).
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    seed: int
+    stop: tuple[str, ...] = ()
+    stop_at_eos: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One completion to make.
+
+    Attributes:
+        request_id: Unique among running requests.
+        prompt_ids: At least one id.
+        sampling: How tokens are chosen.
+        plan: The compiled steering; None means unsteered.
+        streaming: Yield at every step; otherwise once, at the end.
+        banned_first_ids: Ids that the first token can't be; the rest is renormalised. Stratified rollouts draw the
+            alternative to a token this way, so they never pay for retaking it.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    plan: SteeringPlan | None = None
+    streaming: bool = False
+    banned_first_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChunk:
+    """What happened since the last chunk.
+
+    Attributes:
+        tokens: New tokens, in order.
+        text: Text that is now final: whole characters, never part of a stop sequence, no special tokens.
+        acts: Steering acts on the rows that led to these tokens.
+        finish_reason: Set on the last chunk only.
+    """
+
+    tokens: tuple[Token, ...]
+    text: str
+    acts: tuple[SteeringAct, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counts since start, and the load now."""
+
+    active_requests: int
+    waiting_requests: int
+    generated_tokens: int
+    steered_rows: int
+    free_cache_tokens: int
+
+
+class Engine(Protocol):
+    """Generates completions for many requests in one batch, each steered by its own plan."""
+
+    def submit(self, request: EngineRequest) -> AsyncIterator[EngineChunk]:
+        """Starts a request and yields chunks; the last one has a finish reason.
+
+        Closing the iterator (`contextlib.aclosing`) or cancelling its task frees the request's row at the next step.
+        Must be called on a running event loop; one engine serves one loop at a time.
+
+        Raises:
+            EngineStoppedError: The engine stopped before the request was done.
+        """
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request at the next step; its iterator stops without a finish reason. Unknown ids are ignored."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """The load now and the counts since start; callable from any thread."""
+        ...
+
+    async def close(self) -> None:
+        """Stops at once; running requests end with EngineStoppedError. Safe to call twice."""
+        ...

@@ -1,0 +1,49 @@
+"""Explicit limits of an engine. The library's own defaults size the cache by the machine's memory, which takes most
+of it, and minutes on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from steering_engine.errors import ModelError
+
+PAGE_TOKENS = 16
+"""Tokens of one cache page; prefixes are shared in whole pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Bounds of one engine.
+
+    Attributes:
+        max_concurrent_requests: Requests decoded together; more wait in the engine.
+        max_batch_tokens: Rows of one forward; longer prompts are prefilled in chunks.
+        max_context_tokens: Prompt plus generated tokens of one request; 0 means what the model allows, at most
+            `cache_tokens`.
+        cache_tokens: Tokens that the KV cache holds, over all requests.
+        default_max_tokens: Tokens generated when a request does not say how many.
+    """
+
+    max_concurrent_requests: int = 128
+    max_batch_tokens: int = 1024
+    max_context_tokens: int = 0
+    cache_tokens: int = 32_768
+    default_max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("max_concurrent_requests", "max_batch_tokens", "cache_tokens", "default_max_tokens"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.max_context_tokens < 0:
+            raise ModelError(f"max_context_tokens is {self.max_context_tokens}; expected 0 (automatic) or more")
+        if self.max_context_tokens > self.cache_tokens:
+            raise ModelError(
+                f"max_context_tokens ({self.max_context_tokens}) exceeds cache_tokens ({self.cache_tokens}): "
+                "one request would not fit into the cache"
+            )
+
+    def context_tokens(self, model_context: int) -> int:
+        """The longest prompt plus completion of one request on a model with the given context length."""
+        # One page stays free: a request whose length is a multiple of the page needs the next page for its last row.
+        room = max(self.cache_tokens - PAGE_TOKENS, 1)
+        return min(self.max_context_tokens or model_context, model_context, room)

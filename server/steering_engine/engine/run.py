@@ -1,0 +1,104 @@
+"""One running request: its tokens, text and steering decisions, filled by the engine's thread, read by its caller."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from steering_engine.engine.base import EngineChunk, EngineRequest
+from steering_engine.engine.sampling import uniform
+from steering_engine.engine.text import TextStream
+from steering_engine.errors import EngineStoppedError
+from steering_engine.steering.plan import RowAct, SteeringState
+from steering_spec import FinishReason, SteeringAct, Token
+
+
+class Run:
+    """State of one request.
+
+    The engine's thread calls `acts`, `accept` and `fail`; the caller's event loop calls `take` and waits on `ready`.
+    """
+
+    def __init__(self, request: EngineRequest, text: TextStream, loop: asyncio.AbstractEventLoop) -> None:
+        self.request = request
+        self.loop = loop
+        self.ready = asyncio.Event()
+        self.cancelled = False
+        self.finish_reason: FinishReason | None = None
+        self.steered_rows = 0
+        self._text = text
+        self._steering = SteeringState(request.plan, request.prompt_ids) if request.plan else None
+        self._step = 0
+        self._rows_seen = 0
+        self._lock = threading.Lock()
+        self._error: EngineStoppedError | None = None
+        self._new_tokens: list[Token] = []
+        self._new_text = ""
+        self._new_acts: list[SteeringAct] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come."""
+        return self.cancelled or self.finish_reason is not None or self._error is not None
+
+    def uniform(self) -> float:
+        """The random number that decides the next token."""
+        return uniform(self.request.sampling.seed, self._step)
+
+    @property
+    def step(self) -> int:
+        """Index of the next token."""
+        return self._step
+
+    def acts(self, start: int, stop: int) -> list[RowAct]:
+        """What steering does on rows `[start, stop)`; rows seen for the first time are recorded as acts."""
+        plan = self.request.plan
+        if self._steering is None or plan is None:
+            return []
+        acts = list(self._steering.acts(start, stop))
+        fresh = [act for act in acts if act.row >= self._rows_seen]
+        self._rows_seen = max(self._rows_seen, stop)
+        if fresh:
+            self.steered_rows += len({act.row for act in fresh})
+            with self._lock:
+                self._new_acts += [act.describe(plan.prompt_length) for act in fresh]
+        return acts
+
+    def accept(self, token: Token, is_eos: bool) -> bool:
+        """Takes the token of this step; returns whether the request is finished."""
+        self._step += 1
+        text = self._text.feed(token.id)
+        if self._text.stopped:
+            reason: FinishReason | None = FinishReason.STOP_SEQUENCE
+        elif is_eos:
+            reason = FinishReason.EOS
+        else:
+            reason = FinishReason.LENGTH if self._step >= self.request.sampling.max_tokens else None
+        if reason is not None:
+            text += self._text.finish()
+        elif self._steering is not None:
+            self._steering.accept(token.id)
+        with self._lock:
+            self._new_tokens.append(token)
+            self._new_text += text
+            self.finish_reason = reason
+        return reason is not None
+
+    def fail(self, message: str) -> None:
+        """Ends the request with an error."""
+        self._error = EngineStoppedError(message)
+
+    def take(self) -> EngineChunk:
+        """What has come since the last call.
+
+        Raises:
+            EngineStoppedError: The request failed.
+        """
+        if self._error is not None:
+            raise self._error
+        with self._lock:
+            chunk = EngineChunk(
+                tuple(self._new_tokens), self._new_text, tuple(self._new_acts), self.finish_reason
+            )
+            self._new_tokens, self._new_text, self._new_acts = [], "", []
+        return chunk

@@ -1,0 +1,86 @@
+"""Choosing tokens: pure functions on logits, and random numbers that belong to a request alone.
+
+A token is chosen by inverting the cumulative distribution at one uniform number, which depends only on the request's
+seed and the step. So a seeded request draws the same tokens alone and in any batch, as far as its logits are the same
+(docs/architecture.md says what holds where), and no device generator has to be shared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import torch
+
+_UNIFORM_BITS = 52  # one bit fewer than a double's mantissa, so that the largest value stays below 1 when scaled
+
+
+def uniform(seed: int, step: int) -> float:
+    """The request's random number in [0, 1) for a step."""
+    digest = hashlib.blake2b(struct.pack("<qq", seed, step), digest_size=8).digest()
+    return float(int.from_bytes(digest, "little") >> (64 - _UNIFORM_BITS)) / float(1 << _UNIFORM_BITS)
+
+
+def token_probabilities(
+    logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
+) -> torch.Tensor:
+    """What the sampler draws from: the distribution after temperature, top-k and top-p (in this order).
+
+    Args:
+        logits: `[rows, vocab]`, any floating dtype.
+        temperature: `[rows]`; 0 means greedy, for which the distribution at temperature 1 is returned.
+        top_k: `[rows]` integers; 0 keeps all tokens. Ties with the k-th token are kept.
+        top_p: `[rows]`; the smallest set of most likely tokens whose mass reaches it is kept, at least one token.
+
+    Returns:
+        Probabilities `[rows, vocab]`, float64, each row summing to 1.
+    """
+    scaled = logits.double() / torch.where(temperature > 0, temperature, 1.0).double()[:, None]
+    probabilities = torch.softmax(scaled, dim=-1)
+    limited = torch.nonzero((temperature > 0) & ((top_k > 0) | (top_p < 1))).flatten()
+    if len(limited):
+        probabilities[limited] = _limit(probabilities[limited], top_k[limited], top_p[limited])
+    return probabilities
+
+
+def _limit(probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    vocab = probabilities.shape[-1]
+    ordered = probabilities.sort(dim=-1, descending=True).values
+    k = torch.where(top_k > 0, top_k, vocab).clamp(max=vocab).long()
+    threshold = ordered.gather(-1, (k - 1)[:, None])
+    kept = torch.where(probabilities >= threshold, probabilities, 0.0)
+    kept /= kept.sum(-1, keepdim=True)
+    ordered, order = kept.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered
+    nucleus = (before < top_p.double()[:, None]) | (top_p >= 1)[:, None]
+    nucleus[:, 0] = True
+    kept = torch.zeros_like(kept).scatter(-1, order, torch.where(nucleus, ordered, 0.0))
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def ban(probabilities: torch.Tensor, banned_ids: torch.Tensor) -> torch.Tensor:
+    """The distribution `[vocab]` given that none of `banned_ids` is drawn; unchanged when nothing else could be."""
+    allowed = probabilities.clone()
+    allowed[banned_ids] = 0.0
+    total = allowed.sum()
+    return allowed / total if total > 0 else probabilities
+
+
+def draw(
+    probabilities: torch.Tensor, temperature: torch.Tensor, uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token per row.
+
+    Args:
+        probabilities: `[rows, vocab]` float64, from `token_probabilities`.
+        temperature: `[rows]`; rows with 0 take the most likely token (the first of equals).
+        uniforms: `[rows]` float64 in [0, 1).
+
+    Returns:
+        Ids `[rows]` int64, and the natural logarithm of their probabilities `[rows]` float32.
+    """
+    cumulative = probabilities.cumsum(-1)
+    # Scaling by the row's own total keeps the draw inside the distribution when rounding left it short of 1.
+    ids = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True).squeeze(-1)
+    ids = torch.where(temperature > 0, ids, probabilities.argmax(-1))
+    return ids, probabilities.gather(-1, ids[:, None]).squeeze(-1).log().float()

@@ -1,0 +1,47 @@
+"""Errors of the engine.
+
+    EngineError
+    ├── ModelError             a model that can't be loaded or can't be run
+    ├── VectorFileError        a vector file that is wrong; `.problems` says everything that is
+    │   └── VectorMismatchError    a sound vector file that was made for another model
+    ├── VectorExistsError      a name that is loaded with another file
+    ├── PromptError            a prompt that can't be turned into ids
+    └── EngineStoppedError     the engine stopped (or failed) before the request was done
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EngineError(Exception):
+    """Base of all errors of the engine."""
+
+
+class ModelError(EngineError):
+    """A model that can't be loaded, or that the engine can't run; the message says why."""
+
+
+class VectorFileError(EngineError):
+    """A vector file that is wrong. `problems` holds everything that is, one sentence each."""
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        super().__init__(f"{source}: " + "; ".join(self.problems))
+
+
+class VectorMismatchError(VectorFileError):
+    """A sound vector file that was made for another model."""
+
+
+class VectorExistsError(EngineError):
+    """A name that is already loaded with another file."""
+
+
+class PromptError(EngineError):
+    """A prompt that can't be turned into token ids; the message says why."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine stopped, or failed, before the request was done."""

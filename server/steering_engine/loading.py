@@ -1,0 +1,122 @@
+"""Loading a model and its tokenizer, and the digests by which vector files name them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from steering_engine.errors import ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in evaluation mode with its tokenizer.
+
+    Attributes:
+        source: Folder or hub id it came from.
+        model: The causal language model of transformers.
+        tokenizer: Its fast tokenizer.
+        config_digest: SHA-256 of what the configuration says about the architecture.
+        tokenizer_digest: SHA-256 of the tokenizer's whole definition.
+    """
+
+    source: str
+    model: Any
+    tokenizer: Any
+    config_digest: str
+    tokenizer_digest: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def block_count(self) -> int:
+        """Decoder blocks."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model has an embedding for."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+def load_model(source: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Loads a causal language model and its fast tokenizer.
+
+    Args:
+        source: Folder, or id on the hub.
+        device: `auto` is CUDA when present, else the CPU; otherwise a torch device.
+        dtype: `auto` is the checkpoint's own, except float16 checkpoints on a CPU, which run in float32; otherwise
+            one of `DTYPES`.
+
+    Raises:
+        ModelError: It can't be loaded; the message says why.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}; expected auto, {', '.join(DTYPES)}")
+    target = _device(device)
+    path = Path(source)
+    if path.exists() and not (path / "config.json").is_file():
+        raise ModelError(f"{source}: no model folder (it has no config.json)")
+    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        raise ModelError(f"{source}: no such folder (and not an id of the form owner/name)")
+    transformers_logging.disable_progress_bar()  # a bar of a second's work would spoil the caller's own output
+    try:
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES.get(dtype, "auto"))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{source}: can't be loaded: {_first_line(error)}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"{source}: its tokenizer is not a fast one (tokenizer.json), which streaming needs")
+    if dtype == "auto" and target.type == "cpu" and model.dtype == torch.float16:
+        model = model.float()
+    return LoadedModel(
+        source=source,
+        model=model.to(target).eval().requires_grad_(requires_grad=False),
+        tokenizer=tokenizer,
+        config_digest=config_digest(config),
+        tokenizer_digest=hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+    )
+
+
+def config_digest(config: Any) -> str:
+    """SHA-256 of a configuration, without what can differ between copies of the same model."""
+    values = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE_CONFIG_KEYS}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {name!r} was asked for, but this machine has no CUDA device")
+    return device
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,238 @@
+"""`SteeredModel`: a loaded model, its engine and its vectors behind one door. The server and discovery both use it."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from steering_engine.engine.base import Engine, EngineRequest, EngineStats, Sampling
+from steering_engine.engine.continuous import ContinuousEngine
+from steering_engine.engine.limits import EngineLimits
+from steering_engine.errors import EngineStoppedError
+from steering_engine.loading import LoadedModel, load_model
+from steering_engine.steering.compile import compile_plan
+from steering_engine.steering.plan import SteeringPlan
+from steering_engine.steering.table import DirectionTable
+from steering_engine.vectors.registry import VectorRegistry
+from steering_spec import (
+    Chat,
+    Completion,
+    GenerationSpec,
+    InvalidRequestError,
+    ModelFacts,
+    ModelInfo,
+    PromptIds,
+    PromptText,
+    SteeringAct,
+    StreamDelta,
+    Token,
+    Usage,
+    Violation,
+    request_violations,
+)
+
+__all__ = ["EngineLimits", "SteeredModel"]
+
+_UNBOUNDED_CONTEXT = 1 << 30  # models without learned positions name no limit; the cache is one then
+
+
+class SteeredModel:
+    """A model that generates with steering.
+
+    Attributes:
+        loaded: The model and its tokenizer.
+        info: Its description.
+        vectors: The vectors that requests may name.
+        engine: The engine, for callers that have ids and plans already (rollouts).
+    """
+
+    def __init__(self, loaded: LoadedModel, name: str, limits: EngineLimits) -> None:
+        self.loaded = loaded
+        table = DirectionTable(loaded.block_count, loaded.hidden_size, loaded.device)
+        self.vectors = VectorRegistry(loaded, table)
+        self.info = _describe(loaded, name, limits)
+        self.engine: Engine = ContinuousEngine(loaded, table, limits)
+        self._counter = itertools.count()
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        *,
+        name: str = "",
+        device: str = "auto",
+        dtype: str = "auto",
+        limits: EngineLimits | None = None,
+    ) -> SteeredModel:
+        """Loads a model and starts its engine.
+
+        Args:
+            source: Folder, or id on the hub.
+            name: What `models/{name}` is; empty takes the last part of `source`.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
+            limits: Explicit bounds; None takes the defaults.
+
+        Raises:
+            ModelError: The model can't be loaded or can't be run; the message says why.
+        """
+        loaded = load_model(source, device, dtype)
+        return cls(loaded, name or Path(source).name, limits or EngineLimits())
+
+    async def generate(self, spec: GenerationSpec) -> Completion:
+        """Makes one completion. Raises what `stream` raises."""
+        async with aclosing(self._events(spec, streaming=False)) as events:
+            async for event in events:
+                if isinstance(event, Completion):
+                    return event
+        raise EngineStoppedError("the request was cancelled")
+
+    async def stream(self, spec: GenerationSpec) -> AsyncIterator[StreamDelta | Completion]:
+        """Makes one completion, yielding what is new at every step; the last item is the whole completion.
+
+        Close the iterator (`contextlib.aclosing`) to stop early; that frees the request's row at the next step.
+
+        Raises:
+            InvalidRequestError: The request can't be run; raised before the first item, with everything wrong at once.
+            EngineStoppedError: The engine stopped before the request was done.
+        """
+        async with aclosing(self._events(spec, streaming=True)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(self, spec: GenerationSpec, *, streaming: bool) -> AsyncIterator[StreamDelta | Completion]:
+        accepted = time.perf_counter()
+        request = self._prepare(spec, streaming=streaming)
+        plan = request.plan
+        tokens: list[Token] = []
+        acts: list[SteeringAct] = []
+        texts: list[str] = []
+        first_token = 0.0
+        finish = None
+        async with aclosing(self.engine.submit(request)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                first_token = first_token or time.perf_counter() - accepted
+                tokens += chunk.tokens
+                acts += chunk.acts
+                texts.append(chunk.text)
+                finish = chunk.finish_reason
+                yield StreamDelta(chunk.text, chunk.tokens, chunk.acts if spec.steering_trace else ())
+        if finish is None:
+            return
+        yield Completion(
+            text="".join(texts),
+            tokens=tuple(tokens),
+            finish_reason=finish,
+            usage=Usage(
+                prompt_tokens=len(request.prompt_ids),
+                generated_tokens=len(tokens),
+                steered_rows=len({(act.step, act.prompt_position) for act in acts}),
+                first_token_seconds=first_token,
+                total_seconds=time.perf_counter() - accepted,
+            ),
+            seed=request.sampling.seed,
+            request_id=spec.request_id or request.request_id,
+            applied_steering=None if plan is None else plan.applied,
+            acts=tuple(acts) if spec.steering_trace else (),
+        )
+
+    def _prepare(self, spec: GenerationSpec, *, streaming: bool) -> EngineRequest:
+        facts = self.info.facts
+        faults = request_violations(spec, facts, self.vectors.facts)
+        if faults:
+            raise InvalidRequestError(faults)
+        prompt_ids = self.prompt_ids(spec.prompt)
+        faults = request_violations(spec, facts, self.vectors.facts, prompt_ids)
+        if faults:
+            raise InvalidRequestError(faults)
+        sampling = spec.sampling
+        room = facts.max_context_tokens - len(prompt_ids)
+        return EngineRequest(
+            # Callers may reuse their ids; the engine's must be unique.
+            request_id=f"{spec.request_id}#{next(self._counter)}" if spec.request_id else f"request-{next(self._counter)}",
+            prompt_ids=prompt_ids,
+            sampling=Sampling(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k or 0,
+                max_tokens=sampling.max_tokens or min(facts.default_max_tokens, room),
+                seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+                stop=sampling.stop,
+            ),
+            plan=self._plan(spec, len(prompt_ids)),
+            streaming=streaming,
+        )
+
+    def _plan(self, spec: GenerationSpec, prompt_length: int) -> SteeringPlan | None:
+        if spec.steering is None or not spec.steering.rules:
+            return None
+        return compile_plan(spec.steering, self.vectors, prompt_length)
+
+    def prompt_ids(self, prompt: PromptText | PromptIds | Chat) -> tuple[int, ...]:
+        """The token ids of a prompt; text is tokenized as it stands, chat is rendered by the model's template.
+
+        Raises:
+            InvalidRequestError: The prompt has no tokens, or the template refuses the messages.
+        """
+        if isinstance(prompt, PromptIds):
+            return prompt.ids
+        tokenizer = self.loaded.tokenizer
+        field = "text"
+        if isinstance(prompt, PromptText):
+            ids = tokenizer(prompt.text)["input_ids"]
+        else:
+            field = "chat.messages"
+            ids = self._chat_ids(prompt)
+        if not ids:
+            raise InvalidRequestError([Violation(field, "the prompt has no tokens")])
+        return tuple(ids)
+
+    def _chat_ids(self, chat: Chat) -> list[int]:
+        messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+        options: dict[str, Any] = (
+            {"continue_final_message": True} if chat.final_message_open else {"add_generation_prompt": True}
+        )
+        try:
+            encoded = self.loaded.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+        except (TemplateError, ValueError, TypeError) as error:
+            fault = Violation("chat.messages", f"the model's chat template refuses them: {error}")
+            raise InvalidRequestError([fault]) from error
+        ids: list[int] = encoded["input_ids"]
+        return ids
+
+    def stats(self) -> EngineStats:
+        """The load now and the counts since start."""
+        return self.engine.stats()
+
+    async def close(self) -> None:
+        """Stops the engine; running requests end with EngineStoppedError."""
+        await self.engine.close()
+
+
+def _describe(loaded: LoadedModel, name: str, limits: EngineLimits) -> ModelInfo:
+    config = loaded.model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or _UNBOUNDED_CONTEXT
+    return ModelInfo(
+        facts=ModelFacts(
+            name=f"models/{name}",
+            layer_count=loaded.block_count,
+            vocab_size=loaded.vocab_size,
+            max_context_tokens=limits.context_tokens(context),
+            default_max_tokens=limits.default_max_tokens,
+            chat_supported=loaded.tokenizer.chat_template is not None,
+        ),
+        architecture=type(loaded.model).__name__,
+        hidden_size=loaded.hidden_size,
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        config_digest=loaded.config_digest,
+        tokenizer_digest=loaded.tokenizer_digest,
+    )
+
+

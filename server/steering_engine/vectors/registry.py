@@ -1,0 +1,150 @@
+"""The registry of loaded vectors: names, digests, and the slots of their directions in the resident table."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from steering_engine.errors import VectorExistsError, VectorFileError, VectorMismatchError
+from steering_engine.loading import LoadedModel
+from steering_engine.steering.contexts import ContextIndex
+from steering_engine.steering.table import DirectionTable
+from steering_engine.vectors.file import parse_vector
+from steering_engine.vectors.schema import SteeringVector
+from steering_spec import InvalidRequestError, VectorFacts, VectorInfo, VectorLayer, VectorRef, Violation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RegisteredVector:
+    """A loaded vector: the file's content, its slot in the table of each block, and its contexts ready to match."""
+
+    id: str
+    vector: SteeringVector
+    slots: dict[int, int]
+    contexts: ContextIndex
+
+    @property
+    def facts(self) -> VectorFacts:
+        """What admission needs to know."""
+        return VectorFacts(
+            sha256=self.vector.sha256,
+            layers=tuple(sorted(self.vector.directions)),
+            context_count=len(self.vector.contexts),
+        )
+
+    @property
+    def info(self) -> VectorInfo:
+        """What ListVectors tells."""
+        metadata = self.vector.metadata
+        told = {"name", "description", "model_id", "hidden_size", "method", "calibrated_strength", "residual_norm"}
+        rest = metadata.model_dump(mode="json", by_alias=True, exclude=told)
+        return VectorInfo(
+            name=f"vectors/{self.id}",
+            sha256=self.vector.sha256,
+            description=metadata.description,
+            model=metadata.model_id,
+            layers=tuple(
+                VectorLayer(block, metadata.calibrated_strength[block], metadata.residual_norm[block])
+                for block in sorted(self.vector.directions)
+            ),
+            hidden_size=metadata.hidden_size,
+            method=metadata.method,
+            context_count=len(self.vector.contexts),
+            min_match_tokens=metadata.context_min_match,
+            metadata={key: json.dumps(value, sort_keys=True) for key, value in rest.items()},
+        )
+
+
+class VectorRegistry:
+    """Vectors by id; loading is atomic, and safe from any thread."""
+
+    def __init__(self, loaded: LoadedModel, table: DirectionTable) -> None:
+        self._loaded = loaded
+        self._table = table
+        self._vectors: dict[str, RegisteredVector] = {}
+        self._lock = threading.Lock()
+
+    def infos(self) -> list[VectorInfo]:
+        """Descriptions of all vectors, ordered by name."""
+        return [self._vectors[key].info for key in sorted(self._vectors)]
+
+    def find(self, ref: VectorRef) -> RegisteredVector | None:
+        """The vector with this id, whatever the pin says."""
+        return self._vectors.get(ref.id)
+
+    def facts(self, ref: VectorRef) -> VectorFacts | None:
+        """What admission needs to know of the vector with this id."""
+        found = self.find(ref)
+        return None if found is None else found.facts
+
+    def load(self, name: str, source: Path | bytes, sha256: str | None = None) -> VectorInfo:
+        """Loads a vector file under a name; the same file under the same name again changes nothing.
+
+        Args:
+            name: `vectors/{id}` or the id alone.
+            source: The file, or its bytes.
+            sha256: Expected digest, lowercase hex; None checks none.
+
+        Raises:
+            InvalidRequestError: The name is malformed.
+            VectorFileError: The file is wrong, or has another digest; all problems at once.
+            VectorMismatchError: The file was made for another model.
+            VectorExistsError: The name is loaded with another file.
+            FileNotFoundError: There is no such file.
+        """
+        try:
+            ref = VectorRef.parse(name)
+        except ValueError as error:
+            raise InvalidRequestError([Violation("name", str(error))]) from error
+        if ref.sha256 is not None:
+            raise InvalidRequestError([Violation("name", "a name to load has no @{sha256}; use the sha256 field")])
+        data, origin = (source, ref.id) if isinstance(source, bytes) else (source.read_bytes(), source.name)
+        vector = parse_vector(data, origin)
+        if sha256 and sha256 != vector.sha256:
+            raise VectorFileError(origin, [f"its SHA-256 is {vector.sha256}, not {sha256}"])
+        self._check_model(origin, vector)
+        with self._lock:
+            present = self._vectors.get(ref.id)
+            if present is not None:
+                if present.vector.sha256 != vector.sha256:
+                    raise VectorExistsError(
+                        f"vectors/{ref.id} is loaded with the digest {present.vector.sha256}; "
+                        "load the other file under another name"
+                    )
+                return present.info
+            slots = {block: self._table.add(block, direction) for block, direction in vector.directions.items()}
+            registered = RegisteredVector(ref.id, vector, slots, ContextIndex(vector.contexts))
+            self._vectors = {**self._vectors, ref.id: registered}
+        return registered.info
+
+    def load_directory(self, directory: Path) -> tuple[list[VectorInfo], list[VectorFileError]]:
+        """Loads every `*.safetensors` of a directory under its file name; a bad one does not stop the others.
+
+        Files of other kinds that happen to be safetensors (recorded activations) are reported like bad ones.
+        """
+        infos: list[VectorInfo] = []
+        errors: list[VectorFileError] = []
+        for path in sorted(directory.glob("*.safetensors")):
+            try:
+                infos.append(self.load(path.stem, path))
+            except VectorFileError as error:
+                errors.append(error)
+            except (InvalidRequestError, VectorExistsError, OSError) as error:
+                errors.append(VectorFileError(path.name, [str(error)]))
+        return infos, errors
+
+    def _check_model(self, origin: str, vector: SteeringVector) -> None:
+        metadata, loaded = vector.metadata, self._loaded
+        problems = []
+        if metadata.hidden_size != loaded.hidden_size:
+            problems.append(f"its hidden size is {metadata.hidden_size}, the model's {loaded.hidden_size}")
+        if metadata.block_count != loaded.block_count:
+            problems.append(f"made for {metadata.block_count} blocks, the model has {loaded.block_count}")
+        if metadata.model_config_digest != loaded.config_digest:
+            problems.append(f"made for the model {metadata.model_id!r} with another configuration")
+        if vector.contexts and metadata.tokenizer_digest != loaded.tokenizer_digest:
+            problems.append("its contexts were recorded with another tokenizer")
+        if problems:
+            raise VectorMismatchError(origin, problems)

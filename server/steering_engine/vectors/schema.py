@@ -1,0 +1,79 @@
+"""The vector file's schema `steering.vector/1`: its metadata, and the vector in memory.
+
+Tensors of a file: `direction.{l}` float32 `[hidden]`, unit norm; optionally `context.ids` int32 `[n]` and
+`context.offsets` int64 `[m + 1]`, the recorded pivot contexts one after the other. Metadata are JSON texts, one for
+each field of `VectorMetadata`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+SCHEMA = "steering.vector/1"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class HeldOutLift(BaseModel):
+    """What the vector did on problems that it was not made from: a difference of success rates with its interval."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: str
+    problems: Annotated[int, Field(ge=1)]
+    unsteered: Annotated[float, Field(ge=0, le=1)]
+    steered: Annotated[float, Field(ge=0, le=1)]
+    lift: Finite
+    low95: Finite
+    high95: Finite
+
+
+class VectorMetadata(BaseModel):
+    """Everything that a vector file says about its directions; every field is checked when a file is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_name: Literal["steering.vector/1"] = Field(SCHEMA, alias="schema", serialization_alias="schema")
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
+    description: str
+    model_id: Annotated[str, Field(min_length=1)]
+    model_revision: str = ""
+    model_config_digest: Sha256
+    tokenizer_digest: Sha256
+    hidden_size: Annotated[int, Field(ge=1)]
+    block_count: Annotated[int, Field(ge=1)]
+    hook_point: Literal["resid_post"] = "resid_post"
+    method: Annotated[str, Field(min_length=1)]
+    calibrated_strength: dict[int, Positive]
+    residual_norm: dict[int, Positive]
+    context_min_match: Annotated[int, Field(ge=0)] = 0
+    event_count: Annotated[int, Field(ge=0)] = 0
+    split_half_cosine: dict[int, Annotated[float, Field(ge=-1.000001, le=1.000001)]] = Field(default_factory=dict)
+    source_run_digest: str = ""
+    discovery_settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    held_out_lift: HeldOutLift | None = None
+    created: AwareDatetime
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SteeringVector:
+    """A steering vector in memory.
+
+    Attributes:
+        metadata: What the file says about it.
+        directions: Unit direction `[hidden]` float32 (CPU) by block.
+        contexts: Recorded pivot contexts, oldest id first.
+        sha256: Digest of the file; empty for a vector that was not read from one.
+    """
+
+    metadata: VectorMetadata
+    directions: dict[int, torch.Tensor]
+    contexts: tuple[tuple[int, ...], ...] = ()
+    sha256: str = field(default="")
