@@ -1,0 +1,102 @@
+"""`pivots.jsonl`: what a run found, one pivot a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from steering_pts.data import Problem
+from steering_pts.errors import LedgerError
+from steering_pts.ledger.records import AlternativeCount, CompletionRecord, ConfirmationRecord, PivotRecord
+
+PIVOT_SCHEMA: Final = "steering.pivot/1"
+
+
+def pivot_lines(
+    pivots: Sequence[PivotRecord],
+    problems: Mapping[str, Problem],
+    completions: Mapping[str, CompletionRecord],
+    confirmations: Mapping[tuple[str, int], ConfirmationRecord],
+    decode: Callable[[Sequence[int]], str],
+) -> Iterator[str]:
+    """One JSON object per pivot, by problem, completion and position."""
+    for pivot in sorted(
+        pivots, key=lambda pivot: (pivot.problem_id, completions[pivot.completion_id].index, pivot.position)
+    ):
+        completion = completions[pivot.completion_id]
+        prefix_ids = completion.ids[: pivot.position]
+        confirmation = confirmations.get((pivot.completion_id, pivot.position))
+        line = {
+            "schema": PIVOT_SCHEMA,
+            "problem_id": pivot.problem_id,
+            "completion_id": pivot.completion_id,
+            "question": problems[pivot.problem_id].question,
+            "answer": problems[pivot.problem_id].answer,
+            "prompt_ids": completion.prompt_ids,
+            "prefix_ids": prefix_ids,
+            "prefix": decode(prefix_ids),
+            "position": pivot.position,
+            "token_id": pivot.token_id,
+            "token": decode([pivot.token_id]),
+            "probability": pivot.probability,
+            "delta": pivot.delta,
+            "low": pivot.low,
+            "high": pivot.high,
+            "p_value": pivot.p_value,
+            "q_value": pivot.q_value,
+            "confirmation": confirmation and _counts(confirmation),
+            "chosen_id": pivot.chosen_id,
+            "chosen": decode([pivot.chosen_id]),
+            "rejected_id": pivot.rejected_id,
+            "rejected": decode([pivot.rejected_id]),
+            "alternatives": [_alternative(count, decode) for count in pivot.alternatives],
+        }
+        yield json.dumps(line, ensure_ascii=False, allow_nan=False)
+
+
+def write_atomically(path: Path, lines: Iterable[str]) -> None:
+    """Writes lines to a file that is either as before or complete, whenever the process ends.
+
+    Raises:
+        LedgerError: it can't be written; nothing is left behind.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines(line + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)  # mkstemp makes files for the owner alone
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise LedgerError(f"{path} can't be written: {error.strerror}") from error
+
+
+def _counts(confirmation: ConfirmationRecord) -> dict[str, int]:
+    return {
+        "on_path_successes": confirmation.x1,
+        "on_path_rollouts": confirmation.n1,
+        "alternative_successes": confirmation.x2,
+        "alternative_rollouts": confirmation.n2,
+    }
+
+
+def _alternative(
+    count: AlternativeCount, decode: Callable[[Sequence[int]], str]
+) -> dict[str, str | int | float | None]:
+    rollouts = count.successes + count.failures
+    return {
+        "token_id": count.token_id,
+        "token": decode([count.token_id]),
+        "successes": count.successes,
+        "failures": count.failures,
+        "success_rate": count.successes / rollouts if rollouts else None,
+    }

@@ -1,0 +1,44 @@
+"""One writer for a file, among all processes of the machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import TextIO
+
+from steering_pts.errors import LedgerError, LedgerLockedError
+
+
+class WriterLock:
+    """Holds `<file>.lock` until `release`, or until the process ends in whatever way.
+
+    The lock file stays: removing it would let two processes hold locks on two files of one name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Takes the lock.
+
+        Raises:
+            LedgerLockedError: another process, or another object of this one, holds it.
+            LedgerError: the lock file can't be made.
+        """
+        try:
+            # "a+" makes the file and keeps the holder's id in it, where "w" would wipe that out.
+            self._file: TextIO = path.with_name(path.name + ".lock").open("a+", encoding="ascii")
+        except OSError as error:
+            raise LedgerError(f"{path}: its lock file can't be made: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip()
+            self._file.close()
+            raise LedgerLockedError(path, int(holder) if holder.isdigit() else None) from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        """Gives the lock up; a second call does nothing."""
+        self._file.close()

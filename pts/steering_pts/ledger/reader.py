@@ -1,0 +1,228 @@
+"""Reading a run's ledger, also while another process writes to it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from steering_pts.data import Problem
+from steering_pts.errors import LedgerError
+from steering_pts.ledger.export import pivot_lines, write_atomically
+from steering_pts.ledger.records import (
+    CompletionRecord,
+    ConfirmationRecord,
+    LedgerSummary,
+    NomineeRecord,
+    PivotRecord,
+    RolloutKey,
+    RolloutRecord,
+    ScoreRecord,
+)
+from steering_pts.ledger.schema import APPLICATION_ID, SCHEMA_VERSION
+from steering_pts.ledger.tables import (
+    COMPLETIONS,
+    CONFIRMATIONS,
+    NOMINEES,
+    PIVOTS,
+    PROBLEMS,
+    ROLLOUTS,
+    SCORES,
+    Row,
+    Table,
+    Value,
+    encode_key,
+)
+from steering_pts.oracles.base import Verdict
+
+JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
+Record = TypeVar("Record")
+
+
+class LedgerReader:
+    """What a ledger holds; every method raises LedgerError where the file can't be read.
+
+    Used from the thread that opened it.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        """Wraps an open connection; `Ledger.read` and `Ledger.open` make these."""
+        self.path = path
+        self._connection = connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        self._connection.close()
+
+    def settings(self) -> dict[str, JSON]:
+        """The settings that the run was begun with."""
+        return {key: json.loads(text) for key, text in self._rows("SELECT key, value FROM settings")}
+
+    def problems(self) -> list[Problem]:
+        """All problems, in the order in which they were added."""
+        return self._select(PROBLEMS)
+
+    def completion(self, completion_id: str) -> CompletionRecord | None:
+        """One completion; None where there is none of that id."""
+        return next(iter(self._select(COMPLETIONS, id=completion_id)), None)
+
+    def completions(self, problem_id: str | None = None) -> list[CompletionRecord]:
+        """All completions, or a problem's, by problem and index."""
+        return self._select(COMPLETIONS, problem_id=problem_id)
+
+    def score(self, completion_id: str) -> ScoreRecord | None:
+        """A completion's score; None where it has none yet."""
+        return next(iter(self._select(SCORES, completion_id=completion_id)), None)
+
+    def scores(self) -> list[ScoreRecord]:
+        """All scores, by completion."""
+        return self._select(SCORES)
+
+    def rollouts_for(self, completion_id: str, stage: str | None = None) -> list[RolloutRecord]:
+        """A completion's rollouts, all or a stage's, by key."""
+        return self._select(ROLLOUTS, completion_id=completion_id, stage=stage)
+
+    def find_rollouts(self, keys: Iterable[RolloutKey]) -> dict[RolloutKey, RolloutRecord]:
+        """Those of the rollouts asked for that are there, in the order asked for."""
+        query = ROLLOUTS.select(ROLLOUTS.keys)
+        found = (row for key in keys for row in self._rows(query, encode_key(key)))
+        records = map(ROLLOUTS.decode, found)
+        return {record.key: record for record in records}
+
+    def nominees(self, completion_id: str | None = None) -> list[NomineeRecord]:
+        """All nominees, or a completion's, by completion and position."""
+        return self._select(NOMINEES, completion_id=completion_id)
+
+    def confirmations(self, completion_id: str | None = None) -> list[ConfirmationRecord]:
+        """All confirmations, or a completion's, by completion and position."""
+        return self._select(CONFIRMATIONS, completion_id=completion_id)
+
+    def pivots(self) -> list[PivotRecord]:
+        """All pivots, by completion and position."""
+        return self._select(PIVOTS)
+
+    def summary(self) -> LedgerSummary:
+        """Counts and token totals of everything recorded so far."""
+        with self._snapshot():
+            return LedgerSummary(
+                problems=self._count("problems"),
+                completions=self._count_verdicts("completions"),
+                scored=self._count("scores"),
+                rollouts=self._count_verdicts("rollouts"),
+                stages=dict(self._rows("SELECT stage, COUNT(*) FROM rollouts GROUP BY stage ORDER BY stage")),
+                nominees=self._count("nominees"),
+                confirmations=self._count("confirmations"),
+                pivots=self._count("pivots"),
+                completion_tokens=self._number("SELECT COALESCE(SUM(LENGTH(ids)), 0) / 4 FROM completions"),
+                rollout_tokens=self._number("SELECT COALESCE(SUM(tokens), 0) FROM rollouts"),
+            )
+
+    def export_pivots_jsonl(self, path: Path, decode: Callable[[Sequence[int]], str]) -> None:
+        """Writes every pivot as a line of JSON: all at once, and the same bytes for the same pivots.
+
+        Args:
+            path: the file; it is replaced only when all of it is written.
+            decode: token ids to text, for people to read.
+
+        Raises:
+            LedgerError: the file can't be written.
+        """
+        with self._snapshot():
+            problems = {problem.id: problem for problem in self.problems()}
+            completions = {record.id: record for record in self.completions()}
+            confirmations = {(r.completion_id, r.position): r for r in self.confirmations()}
+            pivots = self.pivots()
+        write_atomically(path, pivot_lines(pivots, problems, completions, confirmations, decode))
+
+    def _select(self, table: Table[Record], **where: Value) -> list[Record]:
+        """A table's records where the columns that are not None have these values."""
+        given = {column: value for column, value in where.items() if value is not None}
+        return [table.decode(row) for row in self._rows(table.select(tuple(given)), tuple(given.values()))]
+
+    def _count(self, table: str) -> int:
+        return self._number(f"SELECT COUNT(*) FROM {table}")  # noqa: S608  # our own names
+
+    def _count_verdicts(self, table: str) -> dict[Verdict, int]:
+        query = f"SELECT verdict, COUNT(*) FROM {table} GROUP BY verdict"  # noqa: S608  # our own names
+        return dict.fromkeys(Verdict, 0) | {Verdict(name): count for name, count in self._rows(query)}
+
+    def _number(self, query: str) -> int:
+        ((number,),) = self._rows(query)
+        return int(number)
+
+    def _rows(self, query: str, parameters: Sequence[Value] = ()) -> list[Row]:
+        with self._translated():
+            return self._connection.execute(query, parameters).fetchall()
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """All reads inside see the ledger at one moment, whatever its writer does meanwhile."""
+        with self._translated():
+            self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with self._translated():
+                self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turns what SQLite raises (a full disk, a damaged file) into LedgerError."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LedgerError(f"{self.path}: {error}") from error
+
+
+def open_for_reading(path: Path) -> LedgerReader:
+    """A ledger without its lock; nothing can be written through it.
+
+    Raises:
+        LedgerError: there is no such file, it is no ledger, or it is of another schema version.
+    """
+    if not path.is_file():
+        raise LedgerError(f"{path}: there is no such ledger")
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    except sqlite3.Error as error:
+        raise LedgerError(f"{path} can't be opened: {error}") from error
+    try:
+        check_schema(path, connection)
+    except LedgerError:
+        connection.close()
+        raise
+    return LedgerReader(path, connection)
+
+
+def check_schema(path: Path, connection: sqlite3.Connection) -> None:
+    """Makes sure that a database is a ledger that this version can read.
+
+    Raises:
+        LedgerError: it is not.
+    """
+    try:
+        ((application,),) = connection.execute("PRAGMA application_id")
+        ((version,),) = connection.execute("PRAGMA user_version")
+    except sqlite3.Error as error:
+        raise LedgerError(f"{path} is not a ledger: {error}") from error
+    if application != APPLICATION_ID:
+        raise LedgerError(f"{path} is not a ledger: its application id is {application:#x}")
+    if version != SCHEMA_VERSION:
+        raise LedgerError(
+            f"{path} is a ledger of schema version {version}; this version of pts reads {SCHEMA_VERSION}"
+        )

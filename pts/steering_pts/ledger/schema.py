@@ -1,0 +1,63 @@
+"""The SQLite schema of a ledger.
+
+A change of it is a new SCHEMA_VERSION; a ledger of another version is refused.
+"""
+
+from typing import Final
+
+APPLICATION_ID: Final = 0x50545331  # "PTS1", at byte 68 of the file
+SCHEMA_VERSION: Final = 1
+
+SCHEMA: Final = """
+CREATE TABLE settings (
+    key TEXT PRIMARY KEY, value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE problems (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
+    question TEXT NOT NULL, answer TEXT NOT NULL, fields TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE completions (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
+    problem_id TEXT NOT NULL REFERENCES problems (id), "index" INTEGER NOT NULL,
+    seed INTEGER NOT NULL, prompt_ids BLOB NOT NULL, ids BLOB NOT NULL,
+    verdict TEXT NOT NULL, extracted TEXT, finish_reason TEXT NOT NULL,
+    UNIQUE (problem_id, "index")
+) STRICT;
+
+CREATE TABLE scores (
+    completion_id TEXT PRIMARY KEY REFERENCES completions (id), probabilities BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE rollouts (
+    completion_id TEXT NOT NULL REFERENCES completions (id), position INTEGER NOT NULL,
+    arm TEXT NOT NULL, stage TEXT NOT NULL, "index" INTEGER NOT NULL,
+    seed INTEGER NOT NULL, ids BLOB NOT NULL, verdict TEXT NOT NULL, extracted TEXT,
+    tokens INTEGER NOT NULL,
+    PRIMARY KEY (completion_id, position, arm, stage, "index")
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE nominees (
+    completion_id TEXT NOT NULL REFERENCES completions (id), position INTEGER NOT NULL,
+    sign INTEGER NOT NULL, posterior REAL NOT NULL, explored TEXT NOT NULL,
+    PRIMARY KEY (completion_id, position)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE confirmations (
+    completion_id TEXT NOT NULL REFERENCES completions (id), position INTEGER NOT NULL,
+    x1 INTEGER NOT NULL, n1 INTEGER NOT NULL, x2 INTEGER NOT NULL, n2 INTEGER NOT NULL,
+    p_value REAL NOT NULL, delta REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL,
+    PRIMARY KEY (completion_id, position)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE pivots (
+    completion_id TEXT NOT NULL REFERENCES completions (id),
+    problem_id TEXT NOT NULL REFERENCES problems (id), position INTEGER NOT NULL,
+    token_id INTEGER NOT NULL, probability REAL NOT NULL,
+    delta REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL,
+    p_value REAL NOT NULL, q_value REAL NOT NULL,
+    chosen_id INTEGER NOT NULL, rejected_id INTEGER NOT NULL, alternatives TEXT NOT NULL,
+    PRIMARY KEY (completion_id, position)
+) STRICT, WITHOUT ROWID;
+"""

@@ -1,0 +1,101 @@
+"""The oracle for answers that are numbers or mathematics."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from types import TracebackType
+from typing import Final, Self
+
+from steering_pts.data import Problem
+from steering_pts.oracles.base import Judgement, Verdict
+from steering_pts.oracles.equality import EqualityError, EqualityWorker
+from steering_pts.oracles.extraction import extract_answer, gold_answer, plain_number
+
+CACHED_PAIRS: Final = 65_536
+MAX_CHARACTERS: Final = 500  # of an answer; parsers of formulas slow down, or give up, beyond
+
+_WORDS: Final = re.compile(r"[A-Za-z]{2,}(?:[\s'-]+[A-Za-z]+)*")
+_COMMAND: Final = re.compile(r"\\[A-Za-z]+")
+_ELSEWHERE: Final = re.compile(r"[A-Za-z]{2,}")
+_SYMBOLS: Final = re.compile(r"[\w\s+\-*/^=<>(){}\[\]|,.;:!%'\\°&$]+")
+
+
+class MathOracle:
+    """Right is what equals the gold answer.
+
+    Integers and decimals are equal when they are exactly equal (`18`, `18.0`, `$18.00`); all else
+    is math-verify's to say, by value or by form: `1/2`, `0.5` and `50%`; `x^2 + 2x + 1` and
+    `(x + 1)^2`. Decimals beside fractions and roots are equal to 6 places. Words are compared as
+    words. A completion without an answer is incorrect; a comparison that fails or takes longer
+    than its limit is censored.
+
+    Each pair of gold answer and answer is compared once: a bounded cache holds the outcomes.
+    """
+
+    name = "math"
+
+    def __init__(self, seconds: float = 5.0) -> None:
+        self._worker = EqualityWorker(seconds)
+        self._compare = lru_cache(maxsize=CACHED_PAIRS)(self._compare_once)
+        self._gold = lru_cache(maxsize=4096)(gold_answer)
+
+    def judge(self, problem: Problem, completion: str) -> Judgement:
+        """The verdict on a completion that was not cut off."""
+        extracted = extract_answer(completion)
+        if extracted is None:
+            return Judgement(Verdict.INCORRECT, None, "the completion gives no answer")
+        if len(extracted) > MAX_CHARACTERS:
+            return Judgement(Verdict.INCORRECT, extracted[:MAX_CHARACTERS], "too long to be an answer")
+        verdict, explanation = self._compare(self._gold(problem.answer), extracted)
+        return Judgement(verdict, extracted, explanation)
+
+    def close(self) -> None:
+        """Ends the comparing process, if one was started."""
+        self._worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _compare_once(self, gold: str, answer: str) -> tuple[Verdict, str]:
+        try:
+            equal = self._are_equal(gold, answer)
+        except EqualityError as error:
+            return Verdict.CENSORED, f"{answer} against {gold}: {error}"
+        if equal:
+            return Verdict.CORRECT, f"{answer} equals {gold}"
+        return Verdict.INCORRECT, f"{answer} is not {gold}"
+
+    def _are_equal(self, gold: str, answer: str) -> bool:
+        if _folded(gold) == _folded(answer):
+            return True
+        gold_number, number = plain_number(gold), plain_number(answer)
+        if gold_number is not None and number is not None:
+            return gold_number == number
+        if _WORDS.fullmatch(gold) or _WORDS.fullmatch(answer):
+            return False
+        return self._worker.equal(gold, answer)
+
+
+def is_mathematics(gold: str) -> bool:
+    """Whether an undressed gold answer reads as a number or a formula, and not as words."""
+    if plain_number(gold) is not None:
+        return True
+    return bool(
+        _SYMBOLS.fullmatch(gold)
+        and len(gold) <= MAX_CHARACTERS
+        and not _ELSEWHERE.search(_COMMAND.sub(" ", gold))
+        and re.search(r"\d|\\|[A-Za-z]\s*[-+*/^=<>(]|^[a-z]$", gold)
+    )
+
+
+def _folded(answer: str) -> str:
+    return "".join(answer.casefold().split())

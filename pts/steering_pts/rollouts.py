@@ -1,0 +1,148 @@
+"""Rollouts: completions sampled from prefixes, many in one batch, through the engine that also serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from steering_engine.engine.base import EngineRequest, Sampling
+from steering_engine.model import SteeredModel
+from steering_pts.settings import SamplerSettings
+from steering_spec import Completion, FinishReason, GenerationSpec
+
+_IN_FLIGHT = 512
+"""Requests handed to the engine at a time: enough to keep its batch full, few enough to keep memory flat."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """One completion to sample.
+
+    Attributes:
+        prefix_ids: Prompt and what of the completion is given, at least one id.
+        max_tokens: Most tokens to generate.
+        seed: Decides the completion, alone or in any batch.
+        banned_first_ids: Ids that the first token can't be (stratified alternatives).
+    """
+
+    prefix_ids: tuple[int, ...]
+    max_tokens: int
+    seed: int
+    banned_first_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A sampled completion: its new ids, and whether it was cut off at the longest length."""
+
+    ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it did not end by itself."""
+        return self.finish_reason is FinishReason.LENGTH
+
+
+class RolloutSource(Protocol):
+    """Samples completions; results come in the order of the requests."""
+
+    def sample(
+        self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None = None
+    ) -> list[Rollout]:
+        """Samples all requests; `on_done` hears of every finished one with its count of tokens."""
+        ...
+
+
+class EngineRollouts:
+    """Rollouts through the engine of a `SteeredModel`, from synchronous code.
+
+    A context manager: it owns the event loop that the engine's requests run on, and closes the model at the end.
+    """
+
+    def __init__(self, model: SteeredModel, sampler: SamplerSettings) -> None:
+        self._model = model
+        self._sampler = sampler
+        self._runner = asyncio.Runner()
+        self._count = 0
+
+    def sample(
+        self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None = None
+    ) -> list[Rollout]:
+        """See `RolloutSource.sample`."""
+        return self._runner.run(self._sample_all(requests, on_done))
+
+    async def _sample_all(
+        self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None
+    ) -> list[Rollout]:
+        gate = asyncio.Semaphore(_IN_FLIGHT)
+
+        async def one(request: RolloutRequest) -> Rollout:
+            async with gate:
+                rollout = await self._sample_one(request)
+            if on_done is not None:
+                on_done(len(rollout.ids))
+            return rollout
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(request)) for request in requests]
+        return [task.result() for task in tasks]
+
+    def complete(
+        self, specs: Sequence[GenerationSpec], on_done: Callable[[int], None] | None = None
+    ) -> list[Completion]:
+        """Completes whole requests, steering included, in the order given."""
+
+        async def one(gate: asyncio.Semaphore, spec: GenerationSpec) -> Completion:
+            async with gate:
+                completion = await self._model.generate(spec)
+            if on_done is not None:
+                on_done(len(completion.tokens))
+            return completion
+
+        async def everything() -> list[Completion]:
+            gate = asyncio.Semaphore(_IN_FLIGHT)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(gate, spec)) for spec in specs]
+            return [task.result() for task in tasks]
+
+        return self._runner.run(everything())
+
+    async def _sample_one(self, request: RolloutRequest) -> Rollout:
+        self._count += 1
+        engine_request = EngineRequest(
+            request_id=f"rollout-{self._count}",
+            prompt_ids=request.prefix_ids,
+            sampling=Sampling(
+                temperature=self._sampler.temperature,
+                top_p=self._sampler.top_p,
+                top_k=self._sampler.top_k,
+                max_tokens=request.max_tokens,
+                seed=request.seed,
+            ),
+            banned_first_ids=request.banned_first_ids,
+        )
+        ids: list[int] = []
+        reason = FinishReason.LENGTH
+        async with aclosing(self._model.engine.submit(engine_request)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                ids += [token.id for token in chunk.tokens]
+                reason = chunk.finish_reason or reason
+        return Rollout(tuple(ids), reason)
+
+    def close(self) -> None:
+        """Closes the model and the event loop."""
+        self._runner.run(self._model.close())
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,59 @@
+"""Teacher-forced scoring: the probability of every token of a completion under the sampler that drew it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from steering_engine.engine.sampling import token_probabilities
+from steering_engine.loading import LoadedModel
+from steering_pts.settings import SamplerSettings
+
+_ROWS_PER_FORWARD = 4096
+
+
+def score_completions(
+    loaded: LoadedModel, completions: Sequence[tuple[Sequence[int], Sequence[int]]], sampler: SamplerSettings
+) -> list[tuple[float, ...]]:
+    """pi_k for every token of each completion, in one forward per batch of similar lengths.
+
+    Args:
+        loaded: The model that drew them.
+        completions: Pairs of prompt ids and generated ids.
+        sampler: How they were drawn; probabilities are those after temperature, top-k and top-p.
+
+    Returns:
+        For each completion `[generated tokens]` probabilities in [0, 1].
+    """
+    results: list[tuple[float, ...]] = [()] * len(completions)
+    order = sorted(range(len(completions)), key=lambda i: sum(map(len, completions[i])))
+    while order:
+        longest = sum(map(len, completions[order[-1]]))
+        batch = [order.pop() for _ in range(min(len(order), max(1, _ROWS_PER_FORWARD // longest)))]
+        for index, probabilities in zip(batch, _score(loaded, [completions[i] for i in batch], sampler), strict=True):
+            results[index] = probabilities
+    return results
+
+
+@torch.inference_mode()
+def _score(
+    loaded: LoadedModel, batch: Sequence[tuple[Sequence[int], Sequence[int]]], sampler: SamplerSettings
+) -> list[tuple[float, ...]]:
+    length = max(len(prompt) + len(ids) for prompt, ids in batch)
+    input_ids = torch.zeros(len(batch), length, dtype=torch.long, device=loaded.device)
+    # Padding stands on the right, where causal attention never looks.
+    for row, (prompt, ids) in enumerate(batch):
+        input_ids[row, : len(prompt) + len(ids)] = torch.tensor([*prompt, *ids], device=loaded.device)
+    attention_mask = torch.ones_like(input_ids)
+    logits = loaded.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    results = []
+    for row, (prompt, ids) in enumerate(batch):
+        rows = logits[row, len(prompt) - 1 : len(prompt) + len(ids) - 1].float()
+        constant = torch.ones(len(ids), device=loaded.device)
+        probabilities = token_probabilities(
+            rows, constant * sampler.temperature, (constant * sampler.top_k).long(), constant * sampler.top_p
+        )
+        chosen = probabilities.gather(-1, torch.tensor(ids, device=loaded.device)[:, None]).squeeze(-1)
+        results.append(tuple(chosen.clamp(0.0, 1.0).tolist()))
+    return results

@@ -1,0 +1,151 @@
+"""Which method, block and strength: candidates compete on validation problems, steered at pivotal positions.
+
+A successive halving: every candidate at every multiple of its own norm on a part of the problems, the best of them on
+all. Seeds are shared, so candidates are compared on the same random choices. A group's winner is kept only when the
+lower end of its lift's interval is above zero; everything else is reported and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steering_engine.model import SteeredModel
+from steering_engine.vectors.file import encode_vector
+from steering_engine.vectors.schema import HeldOutLift
+from steering_pts.data import Problem
+from steering_pts.oracles.base import Oracle, Verdict
+from steering_pts.oracles.registry import judge_all
+from steering_pts.progress import RunProgress
+from steering_pts.rollouts import EngineRollouts
+from steering_pts.seeds import derive_seed
+from steering_pts.settings import SamplerSettings
+from steering_pts.statistics import paired_bootstrap_lift
+from steering_pts.vectors.building import Candidate, Provenance, VectorMaker, to_vector
+from steering_spec import (
+    Chat,
+    ChatMessage,
+    ContextTrigger,
+    FinishReason,
+    GenerationSpec,
+    Prompt,
+    PromptText,
+    SamplingParams,
+    SteeringRule,
+    SteeringSpec,
+)
+
+MULTIPLES = {"paired_difference": (1.0, 2.0, 4.0), "optimised": (0.5, 1.0, 2.0)}
+_FIRST_ROUND = 64
+_SURVIVORS = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """A candidate with its strength in residual units and the lift that it showed."""
+
+    candidate: Candidate
+    strength: float
+    lift: HeldOutLift
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Measures success on validation problems, one completion each, with seeds shared by everything compared.
+
+    Attributes:
+        model: The model that serves the completions.
+        source: Runs them.
+        oracle: Judges them.
+        problems: Validation problems, none of which the vectors were made from.
+        sampler: How completions are drawn.
+        seed: Seed of the run.
+        raw: Whether questions are plain prompts.
+        progress: Shows how far it is.
+    """
+
+    model: SteeredModel
+    source: EngineRollouts
+    oracle: Oracle
+    problems: Sequence[Problem]
+    sampler: SamplerSettings
+    seed: int
+    raw: bool
+    progress: RunProgress
+
+    def successes(self, steerings: Sequence[SteeringSpec | None], count: int, phase: str) -> list[list[bool]]:
+        """For each steering, which of the first `count` problems were solved. Censored counts as not solved."""
+        problems = self.problems[:count]
+        specs = [self._spec(problem, steering) for steering in steerings for problem in problems]
+        with self.progress.phase(phase, len(specs)) as advance:
+            completions = self.source.complete(specs, advance)
+        judgements = judge_all(
+            self.oracle,
+            [
+                (problem, completion.text, completion.finish_reason is FinishReason.LENGTH)
+                for problem, completion in zip(list(problems) * len(steerings), completions, strict=True)
+            ],
+        )
+        solved = [judgement.verdict is Verdict.CORRECT for judgement in judgements]
+        return [solved[i * len(problems) : (i + 1) * len(problems)] for i in range(len(steerings))]
+
+    def _spec(self, problem: Problem, steering: SteeringSpec | None) -> GenerationSpec:
+        prompt: Prompt = (
+            PromptText(problem.question) if self.raw else Chat((ChatMessage("user", problem.question),))
+        )
+        sampling = SamplingParams(
+            temperature=self.sampler.temperature,
+            top_p=self.sampler.top_p,
+            top_k=self.sampler.top_k or None,
+            max_tokens=self.sampler.max_tokens,
+            seed=derive_seed(self.seed, problem.id, "validation"),
+        )
+        return GenerationSpec(prompt, sampling, steering)
+
+
+def choose(
+    validation: Validation, maker: VectorMaker, candidates: Sequence[Candidate], name: str, provenance: Provenance
+) -> Choice | None:
+    """The best candidate of a group, or None when there is none to compare."""
+    trials = [
+        (candidate, multiple * candidate.norm)
+        for candidate in candidates
+        for multiple in MULTIPLES[candidate.method]
+    ]
+    if not trials:
+        return None
+    rules = []
+    for index, (candidate, strength) in enumerate(trials):
+        trial_name = f"{name}-trial-{index}"
+        data = encode_vector(to_vector(maker, candidate, trial_name, strength, provenance))
+        validation.model.vectors.load(trial_name, data)
+        rules.append(SteeringSpec((SteeringRule(trial_name, trigger=ContextTrigger()),)))
+    first = min(_FIRST_ROUND, len(validation.problems))
+    rates = [sum(solved) for solved in validation.successes(rules, first, f"{name}: first round")]
+    # Of equals the weaker one goes on: it does less to the model.
+    order = sorted(range(len(trials)), key=lambda i: (-rates[i], trials[i][1], i))[:_SURVIVORS]
+    everything = len(validation.problems)
+    unsteered, *finals = validation.successes(
+        [None, *(rules[i] for i in order)], everything, f"{name}: final round"
+    )
+    best = max(range(len(finals)), key=lambda i: (sum(finals[i]), -i))
+    candidate, strength = trials[order[best]]
+    return Choice(candidate, strength, measure_lift(validation, unsteered, finals[best]))
+
+
+def measure_lift(validation: Validation, unsteered: Sequence[bool], steered: Sequence[bool]) -> HeldOutLift:
+    """The paired difference of success rates with its bootstrap interval over problems."""
+    differences = {
+        problem.id: [float(after) - float(before)]
+        for problem, before, after in zip(validation.problems, unsteered, steered, strict=True)
+    }
+    lift = paired_bootstrap_lift(differences, seed=validation.seed)
+    return HeldOutLift(
+        split="validation",
+        problems=len(differences),
+        unsteered=sum(unsteered) / len(unsteered),
+        steered=sum(steered) / len(steered),
+        lift=lift.value,
+        low95=lift.low,
+        high95=lift.high,
+    )
