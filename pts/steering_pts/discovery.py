@@ -85,12 +85,16 @@ class Discovery:
                 prompts = [self._prompt_ids(problem) for problem, _ in batch]
                 seeds = [derive_seed(self.seed, problem.id, index, "base") for problem, index in batch]
                 requests = [
-                    RolloutRequest(prompt, self._room(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)
+                    RolloutRequest(prompt, self._room(prompt), seed)
+                    for prompt, seed in zip(prompts, seeds, strict=True)
                 ]
                 rollouts = self.source.sample(requests, advance)
                 judgements = judge_all(
                     self.oracle,
-                    [(problem, self._text(r.ids), r.truncated) for (problem, _), r in zip(batch, rollouts, strict=True)],
+                    [
+                        (problem, self._text(r.ids), r.truncated)
+                        for (problem, _), r in zip(batch, rollouts, strict=True)
+                    ],
                 )
                 records = [
                     CompletionRecord(
@@ -143,7 +147,10 @@ class Discovery:
     # --- rollouts -------------------------------------------------------------------------------------------------
 
     def _roll(
-        self, keys: Sequence[RolloutKey], completions: dict[str, CompletionRecord], problems: dict[str, Problem]
+        self,
+        keys: Sequence[RolloutKey],
+        completions: dict[str, CompletionRecord],
+        problems: dict[str, Problem],
     ) -> dict[RolloutKey, Outcome]:
         records = self.ledger.find_rollouts(keys)
         missing = [key for key in keys if key not in records]

@@ -33,7 +33,9 @@ def _pivot(ledger: Ledger, confirmation: ConfirmationRecord, q_value: float) -> 
     completion = ledger.completion(confirmation.completion_id)
     score = ledger.score(confirmation.completion_id)
     if completion is None or score is None:
-        raise LedgerError(f"{ledger.path}: completion {confirmation.completion_id} was confirmed but is not there")
+        raise LedgerError(
+            f"{ledger.path}: completion {confirmation.completion_id} was confirmed but is not there"
+        )
     token_id = completion.ids[confirmation.position]
     rollouts = [
         rollout

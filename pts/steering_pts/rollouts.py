@@ -128,7 +128,7 @@ class EngineRollouts:
         )
         ids: list[int] = []
         reason = FinishReason.LENGTH
-        async with aclosing(self._model.engine.submit(engine_request)) as chunks:  # type: ignore[type-var]
+        async with aclosing(self._model.engine.submit(engine_request)) as chunks:
             async for chunk in chunks:
                 ids += [token.id for token in chunk.tokens]
                 reason = chunk.finish_reason or reason

@@ -31,7 +31,9 @@ def score_completions(
     while order:
         longest = sum(map(len, completions[order[-1]]))
         batch = [order.pop() for _ in range(min(len(order), max(1, _ROWS_PER_FORWARD // longest)))]
-        for index, probabilities in zip(batch, _score(loaded, [completions[i] for i in batch], sampler), strict=True):
+        for index, probabilities in zip(
+            batch, _score(loaded, [completions[i] for i in batch], sampler), strict=True
+        ):
             results[index] = probabilities
     return results
 

@@ -159,7 +159,12 @@ class CompletionSearch:
                         position=position,
                         sign=1 if positive >= negative else -1,
                         posterior=min(positive + negative, 1.0),
-                        explored=(on_path.successes, on_path.failures, alternative.successes, alternative.failures),
+                        explored=(
+                            on_path.successes,
+                            on_path.failures,
+                            alternative.successes,
+                            alternative.failures,
+                        ),
                     )
                 )
         self._stage = CONFIRM if self.nominees else "done"
@@ -174,7 +179,9 @@ class CompletionSearch:
             if on_path.judged and alternative.judged:
                 self.confirmations.append(self._confirmation(nominee, on_path, alternative))
 
-    def _confirmation(self, nominee: NomineeRecord, on_path: _Counts, alternative: _Counts) -> ConfirmationRecord:
+    def _confirmation(
+        self, nominee: NomineeRecord, on_path: _Counts, alternative: _Counts
+    ) -> ConfirmationRecord:
         scale = 1 - self.trace.probabilities[nominee.position]
         better, worse = (on_path, alternative) if nominee.sign > 0 else (alternative, on_path)
         # A censored rollout is neither success nor failure: in the test it counts against the effect.
@@ -188,7 +195,16 @@ class CompletionSearch:
         x1, n1, x2, n2 = on_path.successes, on_path.judged, alternative.successes, alternative.judged
         effect = difference_interval(x1, n1, x2, n2, scale)
         return ConfirmationRecord(
-            nominee.completion_id, nominee.position, x1, n1, x2, n2, p_value, effect.value, effect.low, effect.high
+            nominee.completion_id,
+            nominee.position,
+            x1,
+            n1,
+            x2,
+            n2,
+            p_value,
+            effect.value,
+            effect.low,
+            effect.high,
         )
 
     def _key(self, position: int, arm: Arm, stage: str, index: int) -> RolloutKey:

@@ -27,7 +27,9 @@ class SamplerSettings:
     max_tokens: int = 256
 
     def __post_init__(self) -> None:
-        _require(0 < self.temperature <= 100, f"temperature is {self.temperature}; expected above 0, at most 100")
+        _require(
+            0 < self.temperature <= 100, f"temperature is {self.temperature}; expected above 0, at most 100"
+        )
         _require(0 < self.top_p <= 1, f"top_p is {self.top_p}; expected above 0, at most 1")
         _require(self.top_k >= 0, f"top_k is {self.top_k}; expected 0 (all tokens) or more")
         _require(self.max_tokens >= 1, f"max_tokens is {self.max_tokens}; expected at least 1")
@@ -69,9 +71,15 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         _require(0 < self.tau < 1, f"tau is {self.tau}; expected between 0 and 1")
-        _require(0 <= self.delta0 < self.tau, f"delta0 is {self.delta0}; expected at least 0 and below tau ({self.tau})")
+        _require(
+            0 <= self.delta0 < self.tau,
+            f"delta0 is {self.delta0}; expected at least 0 and below tau ({self.tau})",
+        )
         _require(0 < self.fdr < 1, f"fdr is {self.fdr}; expected between 0 and 1")
-        _require(0 <= self.low < self.high <= 1, f"low, high are {self.low}, {self.high}; expected 0 <= low < high <= 1")
+        _require(
+            0 <= self.low < self.high <= 1,
+            f"low, high are {self.low}, {self.high}; expected 0 <= low < high <= 1",
+        )
         _require(0 < self.ambiguity < 1, f"ambiguity is {self.ambiguity}; expected between 0 and 1")
         _require(0 < self.nominate < 1, f"nominate is {self.nominate}; expected between 0 and 1")
         for name in ("base_rollouts", "completions_per_problem", "explore_first", "explore_batch", "confirm"):

@@ -10,21 +10,25 @@ from steering_pts.errors import OracleError
 from steering_pts.oracles.base import Judgement, Oracle, Verdict
 from steering_pts.oracles.exact import MAX_CHARACTERS, ExactOracle, is_short_text
 from steering_pts.oracles.extraction import gold_answer
+from steering_pts.oracles.function import FunctionOracle
 from steering_pts.oracles.math import MathOracle, is_mathematics
 
 ORACLES: Final[Mapping[str, Callable[[], Oracle]]] = {"math": MathOracle, "exact": ExactOracle}
 CHOICES: Final = (
     "math (the gold answer is a number or a formula, perhaps after #### or in \\boxed{}), "
-    f"exact (one line of at most {MAX_CHARACTERS} characters)"
+    f"exact (one line of at most {MAX_CHARACTERS} characters), "
+    "or any module:function that is called with a problem and a completion"
 )
 
 
 def make_oracle(name: str) -> Oracle:
-    """The oracle of that name; whoever makes it closes it.
+    """The oracle of that name, or the function `module:function`; whoever makes it closes it.
 
     Raises:
-        OracleError: there is none of that name.
+        OracleError: there is none of that name, or the function can't be imported.
     """
+    if ":" in name:
+        return FunctionOracle(name)
     if name not in ORACLES:
         raise OracleError(f"unknown oracle {name!r}; the choices are {CHOICES}")
     return ORACLES[name]()

@@ -61,8 +61,15 @@ def _event(ledger: LedgerReader, pivot: PivotRecord) -> PivotEvent:
     return PivotEvent(prefix, pivot.chosen_id, pivot.rejected_id, abs(pivot.delta))
 
 
-def group_events(events: Sequence[PivotEvent], min_events: int) -> tuple[list[EventGroup], list[str]]:
+def group_events(
+    events: Sequence[PivotEvent], min_events: int, decode: Callable[[Sequence[int]], str]
+) -> tuple[list[EventGroup], list[str]]:
     """Groups decisions between the same two tokens, then what is left by the ids before it.
+
+    Args:
+        events: The decisions.
+        min_events: Fewest decisions of a group.
+        decode: Turns ids into text, for the sentences.
 
     Returns:
         Groups of at least `min_events` events with a shared context, the largest first, and one sentence for what
@@ -71,23 +78,32 @@ def group_events(events: Sequence[PivotEvent], min_events: int) -> tuple[list[Ev
     groups: list[EventGroup] = []
     left_out: list[str] = []
     remaining: list[PivotEvent] = []
-    for pair, members in _by_key(events, lambda event: (event.chosen_id, event.rejected_id)).items():
+    for members in _by_key(events, lambda event: (event.chosen_id, event.rejected_id)).values():
         shared = shared_suffix([event.context for event in members])
         if len(members) < min_events:
             remaining += members
         elif shared < MIN_SHARED_CONTEXT:
-            left_out.append(f"{len(members)} decisions between tokens {pair}: nothing alike stands before them")
+            chosen, rejected = decode([members[0].chosen_id]), decode([members[0].rejected_id])
+            left_out.append(
+                f"{len(members)} decisions between {chosen!r} and {rejected!r}: fewer than {MIN_SHARED_CONTEXT} "
+                "equal tokens stand before all of them, so no context can tell where to act"
+            )
         else:
             groups.append(EventGroup(tuple(members), shared))
+    rare = 0
     for members in _by_key(remaining, lambda event: event.context[-MIN_SHARED_CONTEXT:]).values():
         if len(members) >= min_events and len(members[0].context) >= MIN_SHARED_CONTEXT:
             groups.append(EventGroup(tuple(members), shared_suffix([event.context for event in members])))
         else:
-            left_out.append(f"{len(members)} decisions of a kind seen fewer than {min_events} times")
+            rare += len(members)
+    if rare:
+        left_out.append(f"{rare} decisions of kinds that were seen fewer than {min_events} times")
     return sorted(groups, key=lambda group: -len(group.events)), left_out
 
 
-def _by_key(events: Sequence[PivotEvent], key: Callable[[PivotEvent], Hashable]) -> dict[Hashable, list[PivotEvent]]:
+def _by_key(
+    events: Sequence[PivotEvent], key: Callable[[PivotEvent], Hashable]
+) -> dict[Hashable, list[PivotEvent]]:
     groups: dict[Hashable, list[PivotEvent]] = defaultdict(list)
     for event in events:
         groups[key(event)].append(event)

@@ -34,7 +34,11 @@ def paired_difference(chosen: torch.Tensor, rejected: torch.Tensor, weights: tor
 
 
 def optimised(
-    loaded: LoadedModel, events: Sequence[PivotEvent], block: int, residual_norm: float, steps: int = OPTIMISER_STEPS
+    loaded: LoadedModel,
+    events: Sequence[PivotEvent],
+    block: int,
+    residual_norm: float,
+    steps: int = OPTIMISER_STEPS,
 ) -> torch.Tensor:
     """A vector learned on the frozen model to prefer the better token when it is added at the decision's row.
 

@@ -82,7 +82,8 @@ def make_vectors(
     """
     loaded = validation.model.loaded
     events = events_of_run(ledger)
-    groups, left_out = group_events(events, options.min_events)
+    tokenizer = loaded.tokenizer
+    groups, left_out = group_events(events, options.min_events, lambda ids: str(tokenizer.decode(list(ids))))
     if not groups:
         return VectorReport((), tuple(left_out))
     blocks = options.blocks or spread_blocks(loaded.block_count)
@@ -92,7 +93,9 @@ def make_vectors(
     recording.save(folder.parent / "activations.safetensors")
     provenance = Provenance(
         run_digest=_run_digest(ledger),
-        settings={k: v for k, v in ledger.settings().items() if isinstance(v, str | int | float | bool | None)},
+        settings={
+            k: v for k, v in ledger.settings().items() if isinstance(v, str | int | float | bool | None)
+        },
         licence=options.licence,
         created=dt.datetime.now(dt.UTC).replace(microsecond=0),
     )
@@ -143,7 +146,14 @@ def _make_one(
         path, to_vector(maker, candidate, name, strength, provenance, maker.reliability(candidate), lift)
     )
     return MadeVector(
-        name, path, candidate.method, candidate.block, strength, len(maker.group.events), maker.group.min_match, lift
+        name,
+        path,
+        candidate.method,
+        candidate.block,
+        strength,
+        len(maker.group.events),
+        maker.group.min_match,
+        lift,
     )
 
 

@@ -41,10 +41,14 @@ class Recording:
     def save(self, path: Path) -> None:
         """Writes `resid.{block}.{place}` tensors `[events, hidden]`, in one step."""
         tensors = {
-            f"resid.{block}.{place}": tensor for place, blocks in self.states.items() for block, tensor in blocks.items()
+            f"resid.{block}.{place}": tensor
+            for place, blocks in self.states.items()
+            for block, tensor in blocks.items()
         }
         temporary = path.with_name(f".{path.name}.partial")
-        save_file(tensors, temporary, metadata={"schema": "steering.activations/1", "hook_point": "resid_post"})
+        save_file(
+            tensors, temporary, metadata={"schema": "steering.activations/1", "hook_point": "resid_post"}
+        )
         temporary.replace(path)
 
 
@@ -99,4 +103,5 @@ def _last_rows(
 
 def _block_path(model: torch.nn.Module) -> str:
     blocks = find_blocks(model)
-    return next(name for name, module in model.named_modules() if module is blocks)
+    name: str = next(name for name, module in model.named_modules() if module is blocks)
+    return name

@@ -104,7 +104,11 @@ class Validation:
 
 
 def choose(
-    validation: Validation, maker: VectorMaker, candidates: Sequence[Candidate], name: str, provenance: Provenance
+    validation: Validation,
+    maker: VectorMaker,
+    candidates: Sequence[Candidate],
+    name: str,
+    provenance: Provenance,
 ) -> Choice | None:
     """The best candidate of a group, or None when there is none to compare."""
     trials = [

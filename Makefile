@@ -1,0 +1,74 @@
+# Every target sets up what it needs: a fresh machine with Python 3.11+, make and git is enough.
+# `make help` explains the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.setup-done
+PROTOS := $(wildcard protos/steering/v1/*.proto)
+
+# For `make vectors` and `make serve` on your own model and data.
+MODEL ?= demo
+DATASET ?= demo:train
+VALIDATION ?= $(if $(filter demo:%,$(DATASET)),demo:validation)
+RUN ?= runs/$(notdir $(MODEL))
+VECTORS ?= $(RUN)/vectors
+LIMIT ?= 32
+PORT ?= 50051
+DISCOVER_OPTIONS ?=
+VECTORS_OPTIONS ?=
+SERVE_OPTIONS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup proto model vectors serve demo test lint type bench check clean
+
+help: ## Explain the targets.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+setup: $(SETUP) ## Create .venv, install everything at the pinned versions, generate the protobuf code.
+
+# torch comes first and alone: with it in place nothing else asks for a build of its own.
+$(SETUP): pyproject.toml constraints.txt hatch_build.py $(PROTOS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,pts,dev]'
+	@touch $@
+
+proto: $(SETUP) ## Generate the protobuf code again.
+	$(BIN)/python hatch_build.py
+
+model: $(SETUP) ## Train the bundled model from scratch (about ten minutes on two cores).
+	$(BIN)/python -m steering_pts.demo.train --out pts/steering_pts/demo
+
+vectors: $(SETUP) ## Discover pivots and make vectors: MODEL=… DATASET=… [VALIDATION=… LIMIT=… RUN=…].
+	$(BIN)/pts discover '$(RUN)' --model '$(MODEL)' --dataset '$(DATASET)' --limit $(LIMIT) --shuffle-seed 0 $(DISCOVER_OPTIONS)
+	$(BIN)/pts vectors '$(RUN)' $(if $(VALIDATION),--validation '$(VALIDATION)') $(VECTORS_OPTIONS)
+
+serve: $(SETUP) ## Serve a model with its vectors: MODEL=… [VECTORS=… PORT=…].
+	@mkdir -p '$(VECTORS)'
+	$(BIN)/steering-server --model '$(MODEL)' --vectors '$(VECTORS)' --port $(PORT) $(SERVE_OPTIONS)
+
+demo: $(SETUP) ## The whole way on the bundled model: discover, make vectors, serve, steer, measure.
+	$(BIN)/pts demo
+
+test: $(SETUP) lint type ## Lint, check types and run all tests.
+	$(BIN)/pytest
+
+lint: $(SETUP) ## Check style: ruff for Python, buf for the protos.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+type: $(SETUP) ## Check types with mypy --strict.
+	$(BIN)/mypy
+
+bench: $(SETUP) ## Measure speed side by side; writes runs/bench/report.json.
+	$(BIN)/python -m tests.bench
+
+check: test demo ## Everything that CI runs, and the demonstration.
+
+clean: ## Remove what the targets made: .venv, runs, caches, generated code.
+	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f protos/steering/v1/*_pb2*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

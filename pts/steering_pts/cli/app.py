@@ -1,0 +1,229 @@
+"""The commands of `pts`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steering_pts.cli.run import (
+    ModelChoice,
+    RunFolder,
+    discover_into,
+    oracle_for,
+    rollouts,
+    sampler_of,
+    setting,
+)
+from steering_pts.cli.tables import print_pivots, print_summary, print_vectors
+from steering_pts.data import load_problems
+from steering_pts.errors import DataError, LedgerError
+from steering_pts.ledger import LedgerReader
+from steering_pts.progress import RunProgress
+from steering_pts.settings import SamplerSettings, SearchSettings
+from steering_pts.vectors.building import METHODS
+from steering_pts.vectors.pipeline import VectorOptions, make_vectors
+from steering_pts.vectors.selection import Validation
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Find the pivotal tokens of a language model and turn them into steering vectors.",
+)
+
+Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object.")]
+QuestionField = Annotated[
+    str | None, typer.Option(help="Field of the question; found by its name if not given.")
+]
+AnswerField = Annotated[str | None, typer.Option(help="Field of the answer; found by its name if not given.")]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip rows that can't be used.")]
+
+_SAMPLER = SamplerSettings()
+_SEARCH = SearchSettings()
+
+
+@app.command()
+def discover(
+    run: Run,
+    model: Annotated[str, typer.Option(help="`demo`, a folder, or a hub id.")],
+    dataset: Annotated[str, typer.Option(help="A .jsonl file, a Hugging Face data set id, or demo:train.")],
+    split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
+    question_field: QuestionField = None,
+    answer_field: AnswerField = None,
+    skip_bad_rows: SkipBadRows = False,
+    limit: Annotated[int | None, typer.Option(help="Use at most this many problems.", min=1)] = None,
+    shuffle_seed: Annotated[int | None, typer.Option(help="Shuffle the problems before --limit.")] = None,
+    oracle: Annotated[
+        str | None, typer.Option(help="math, exact or module:function; chosen by the data if not given.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Plain prompts: do not apply the chat template.")
+    ] = False,
+    temperature: Annotated[
+        float, typer.Option(help="Sampler whose pivots are looked for.")
+    ] = _SAMPLER.temperature,
+    top_p: Annotated[float, typer.Option(help="Nucleus of the sampler; 1 is off.")] = _SAMPLER.top_p,
+    top_k: Annotated[int, typer.Option(help="Top-k of the sampler; 0 keeps all.")] = _SAMPLER.top_k,
+    max_tokens: Annotated[
+        int, typer.Option(help="Longest completion; longer ones are censored.")
+    ] = _SAMPLER.max_tokens,
+    tau: Annotated[
+        float, typer.Option(help="Effect on P(success) that makes a token pivotal.")
+    ] = _SEARCH.tau,
+    delta0: Annotated[float, typer.Option(help="Effect that confirmation must exceed.")] = _SEARCH.delta0,
+    fdr: Annotated[float, typer.Option(help="Level of the correction over all nominees.")] = _SEARCH.fdr,
+    base_rollouts: Annotated[int, typer.Option(help="Completions per problem.")] = _SEARCH.base_rollouts,
+    completions_per_problem: Annotated[
+        int, typer.Option(help="Completions searched of each undecided problem.")
+    ] = _SEARCH.completions_per_problem,
+    confirm: Annotated[int, typer.Option(help="Fresh rollouts on each side of a nominee.")] = _SEARCH.confirm,
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Find pivotal tokens and keep everything in RUN.
+
+    Interrupted at any moment, the same command goes on where it stopped. The guarantee is on effects below --delta0:
+    at most a share --fdr of the reported tokens has a smaller effect.
+    """
+    problems = load_problems(
+        dataset,
+        question_field=question_field,
+        answer_field=answer_field,
+        split=split,
+        limit=limit,
+        shuffle_seed=shuffle_seed,
+        skip_bad_rows=skip_bad_rows,
+    )
+    sampler = SamplerSettings(temperature, top_p, top_k, max_tokens)
+    search = SearchSettings(
+        tau=tau,
+        delta0=delta0,
+        fdr=fdr,
+        base_rollouts=base_rollouts,
+        completions_per_problem=completions_per_problem,
+        confirm=confirm,
+    )
+    folder = RunFolder(run)
+    with oracle_for(oracle, problems) as judge:
+        progress = RunProgress(quiet=as_json)
+        choice = ModelChoice(model, device, dtype)
+        discover_into(folder, choice, problems, judge, sampler, search, seed, progress, raw=raw)
+    with folder.read() as ledger:
+        print_summary(run, ledger, as_json=as_json)
+
+
+@app.command()
+def status(run: Run, as_json: AsJson = False) -> None:
+    """Show what a run has done and what it has cost."""
+    with RunFolder(run).read() as ledger:
+        print_summary(run, ledger, as_json=as_json)
+
+
+@app.command()
+def show(
+    run: Run,
+    limit: Annotated[int, typer.Option(help="Show at most this many pivots.", min=1)] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show the pivots of a run, each in its context."""
+    folder = RunFolder(run)
+    with folder.read():
+        if not folder.pivots.is_file():
+            raise LedgerError(f"{run}: the run is not finished; the command that began it goes on")
+    lines = folder.pivots.read_text(encoding="utf-8").splitlines()
+    if as_json:
+        sys.stdout.write("".join(f"{line}\n" for line in lines[:limit]))
+        return
+    print_pivots([json.loads(line) for line in lines], limit)
+
+
+@app.command()
+def vectors(
+    run: Run,
+    validation: Annotated[
+        str | None, typer.Option(help="Data set on which method, block and strength are chosen.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "validation",
+    question_field: QuestionField = None,
+    answer_field: AnswerField = None,
+    skip_bad_rows: SkipBadRows = False,
+    limit: Annotated[int, typer.Option(help="Validation problems at most.", min=2)] = 200,
+    method: Annotated[
+        list[str] | None, typer.Option(help="paired_difference, optimised; both if not given.")
+    ] = None,
+    block: Annotated[list[int] | None, typer.Option(help="Blocks that compete; chosen if not given.")] = None,
+    min_events: Annotated[int, typer.Option(help="Alike pivots that a vector needs.", min=1)] = 4,
+    licence: Annotated[str, typer.Option(help="Licence written into the files.")] = "Apache-2.0",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Record the residual stream at a run's pivots and write steering vectors to RUN/vectors."""
+    folder = RunFolder(run)
+    with folder.read() as ledger:
+        options = _vector_options(ledger, method, block, min_events, licence)
+        if not folder.pivots.is_file():
+            raise LedgerError(f"{run}: the run is not finished; the command that began it goes on")
+        problems = (
+            load_problems(
+                validation,
+                question_field=question_field,
+                answer_field=answer_field,
+                split=split,
+                limit=limit,
+                shuffle_seed=0,
+                skip_bad_rows=skip_bad_rows,
+            )
+            if validation is not None
+            else []
+        )
+        if overlap := {p.id for p in problems} & {p.id for p in ledger.problems()}:
+            raise DataError(
+                str(validation),
+                [f"{len(overlap)} problems are those of the run; use problems that it never saw"],
+            )
+        choice = ModelChoice(setting(ledger, "model", str), device, setting(ledger, "dtype", str))
+        sampler = sampler_of(ledger)
+        progress = RunProgress(quiet=as_json)
+        with (
+            oracle_for(setting(ledger, "oracle", str), problems) as judge,
+            rollouts(choice, sampler) as (model, source),
+        ):
+            if bad := [b for b in options.blocks if not 0 <= b < model.loaded.block_count]:
+                raise LedgerError(
+                    f"block {bad[0]} does not exist; the model has blocks 0 to {model.loaded.block_count - 1}"
+                )
+            raw = setting(ledger, "raw", bool)
+            seed = setting(ledger, "seed", int)
+            measure = Validation(model, source, judge, problems, sampler, seed, raw, progress)
+            report = make_vectors(ledger, measure, folder.vectors, options, progress)
+    print_vectors(report, as_json=as_json)
+
+
+def _vector_options(
+    ledger: LedgerReader, methods: list[str] | None, blocks: list[int] | None, min_events: int, licence: str
+) -> VectorOptions:
+    if unknown := sorted(set(methods or ()) - set(METHODS)):
+        raise LedgerError(f"{ledger.path}: unknown method {unknown[0]!r}; expected {' or '.join(METHODS)}")
+    return VectorOptions(min_events, tuple(methods or METHODS), tuple(sorted(set(blocks or ()))), licence)
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    problems: Annotated[int, typer.Option(help="Training problems to search.", min=4)] = 32,
+    test_problems: Annotated[int, typer.Option(help="Held-out problems to generate on.", min=10)] = 400,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+) -> None:
+    """The whole way on the bundled model: discover, record, make vectors, serve, and steer through the client."""
+    from steering_pts.demo.run import DemoOptions, run_demo  # noqa: PLC0415 -- needs the client, other commands don't
+
+    run_demo(DemoOptions(run, problems, test_problems, seed))

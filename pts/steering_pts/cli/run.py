@@ -1,0 +1,169 @@
+"""A run's folder, and what a command needs to work on it: the model, its rollouts, the oracle, the problems."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from steering_engine.alias import resolve_model
+from steering_engine.model import EngineLimits, SteeredModel
+from steering_pts.data import Problem
+from steering_pts.discovery import Discovery
+from steering_pts.errors import LedgerError, OracleError
+from steering_pts.ledger import Ledger, LedgerReader
+from steering_pts.oracles.base import Oracle
+from steering_pts.oracles.registry import choose_oracle, make_oracle
+from steering_pts.progress import RunProgress
+from steering_pts.rollouts import EngineRollouts
+from steering_pts.settings import JsonValue, SamplerSettings, SearchSettings, as_json
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where a run keeps its files."""
+
+    path: Path
+
+    @property
+    def ledger(self) -> Path:
+        """The run's ledger."""
+        return self.path / "ledger.sqlite"
+
+    @property
+    def pivots(self) -> Path:
+        """The pivots as JSON lines."""
+        return self.path / "pivots.jsonl"
+
+    @property
+    def vectors(self) -> Path:
+        """The folder of vector files, which a server can be pointed at."""
+        return self.path / "vectors"
+
+    def read(self) -> LedgerReader:
+        """The run's ledger for reading.
+
+        Raises:
+            LedgerError: There is no run here.
+        """
+        if not self.ledger.is_file():
+            raise LedgerError(
+                f"{self.path}: no run here (it has no {self.ledger.name}); make one with `pts discover`"
+            )
+        return Ledger.read(self.ledger)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """Which model, and how it is loaded."""
+
+    source: str
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def load(self) -> SteeredModel:
+        """Loads the model with its engine.
+
+        Raises:
+            ModelError: It can't be loaded.
+        """
+        return SteeredModel.load(
+            resolve_model(self.source),
+            name=Path(self.source).name,
+            device=self.device,
+            dtype=self.dtype,
+            limits=EngineLimits(),
+        )
+
+
+@contextmanager
+def rollouts(choice: ModelChoice, sampler: SamplerSettings) -> Iterator[tuple[SteeredModel, EngineRollouts]]:
+    """The model and its rollouts, closed at the end."""
+    model = choice.load()
+    with EngineRollouts(model, sampler) as source:
+        yield model, source
+
+
+@contextmanager
+def oracle_for(name: str | None, problems: Sequence[Problem]) -> Iterator[Oracle]:
+    """The oracle of that name, or the one that fits the data; closed at the end.
+
+    Raises:
+        OracleError: Unknown, or none fits.
+    """
+    oracle = choose_oracle(problems) if name is None else make_oracle(name)
+    try:
+        yield oracle
+    finally:
+        oracle.close()
+
+
+def discover_into(
+    folder: RunFolder,
+    choice: ModelChoice,
+    problems: Sequence[Problem],
+    oracle: Oracle,
+    sampler: SamplerSettings,
+    search: SearchSettings,
+    seed: int,
+    progress: RunProgress,
+    *,
+    raw: bool = False,
+) -> None:
+    """Runs or continues a discovery in a folder, and writes its pivots beside the ledger.
+
+    Raises:
+        ModelError: The model can't be loaded.
+        LedgerError: The folder holds another run, or somebody else is writing to it.
+    """
+    with rollouts(choice, sampler) as (model, source):
+        if not raw and not model.info.facts.chat_supported:
+            raise OracleError(
+                f"{choice.source} has no chat template; pass --raw to give it the questions as they are"
+            )
+        folder.path.mkdir(parents=True, exist_ok=True)
+        settings: dict[str, JsonValue] = {
+            "model": choice.source,
+            "model_config_digest": model.info.config_digest,
+            "tokenizer_digest": model.info.tokenizer_digest,
+            "dtype": model.info.dtype,
+            "problems_digest": hashlib.sha256(" ".join(p.id for p in problems).encode()).hexdigest(),
+            "oracle": oracle.name,
+            "seed": seed,
+            "raw": raw,
+            **as_json(sampler=sampler, search=search),
+        }
+        ledger = Ledger.open(folder.ledger, settings)
+        try:
+            Discovery(model, source, oracle, ledger, sampler, search, seed, raw, progress).run(problems)
+            tokenizer = model.loaded.tokenizer
+            ledger.export_pivots_jsonl(folder.pivots, lambda ids: str(tokenizer.decode(list(ids))))
+        finally:
+            ledger.close()
+
+
+def setting(ledger: LedgerReader, name: str, kind: type[Value]) -> Value:
+    """A setting of a run.
+
+    Raises:
+        LedgerError: The run does not have it, or it is something else.
+    """
+    value = ledger.settings().get(name)
+    if not isinstance(value, kind):
+        raise LedgerError(f"{ledger.path}: setting {name!r} is {value!r}; expected {kind.__name__}")
+    return value
+
+
+def sampler_of(ledger: LedgerReader) -> SamplerSettings:
+    """The sampler of a run."""
+    return SamplerSettings(
+        temperature=setting(ledger, "sampler.temperature", float),
+        top_p=setting(ledger, "sampler.top_p", float),
+        top_k=setting(ledger, "sampler.top_k", int),
+        max_tokens=setting(ledger, "sampler.max_tokens", int),
+    )

@@ -1,0 +1,111 @@
+"""What the commands print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from steering_pts.ledger import LedgerReader
+from steering_pts.vectors.pipeline import VectorReport
+
+_CONTEXT_CHARACTERS = 48
+
+
+def print_summary(run: Path, ledger: LedgerReader, *, as_json: bool) -> None:
+    """What a run has done and what it has cost."""
+    summary = ledger.summary()
+    if as_json:
+        sys.stdout.write(json.dumps({"run": str(run), **dataclasses.asdict(summary)}) + "\n")
+        return
+    table = Table(title=str(run), show_header=False, title_justify="left")
+    completions = sum(summary.completions.values())
+    rolled = sum(summary.rollouts.values())
+    rows = {
+        "problems": f"{summary.problems:,}",
+        "completions": f"{completions:,} ({_verdicts(summary.completions)})",
+        "searched": f"{summary.scored:,}",
+        "rollouts": f"{rolled:,} ({_verdicts(summary.rollouts)})",
+        "tokens generated": f"{summary.completion_tokens + summary.rollout_tokens:,}",
+        "nominees": f"{summary.nominees:,}",
+        "pivots": f"{summary.pivots:,}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _verdicts(counts: Mapping[Any, int]) -> str:
+    return ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(counts.items()) if count) or "none"
+
+
+def print_pivots(pivots: Sequence[Mapping[str, Any]], limit: int) -> None:
+    """Pivots as a table, the token in its context, the better token of the pair in green."""
+    console = Console()
+    table = Table(title=f"{len(pivots)} pivotal tokens", title_justify="left")
+    for name in ("question", "context and token", "instead", "effect", "95 %", "p(token)", "q"):
+        table.add_column(name, overflow="fold")
+    for pivot in pivots[:limit]:
+        good = pivot["delta"] > 0
+        context = Text("…" + pivot["prefix"][-_CONTEXT_CHARACTERS:])
+        context.append(pivot["token"], style="bold green" if good else "bold red")
+        other = pivot["rejected"] if good else pivot["chosen"]
+        table.add_row(
+            Text(pivot["question"][:60]),
+            context,
+            Text(repr(other), style="red" if good else "green"),
+            f"{pivot['delta']:+.2f}",
+            f"{pivot['low']:+.2f} … {pivot['high']:+.2f}",
+            f"{pivot['probability']:.2f}",
+            f"{pivot['q_value']:.2g}",
+        )
+    console.print(table)
+    if len(pivots) > limit:
+        console.print(f"… and {len(pivots) - limit} more (--limit)")
+
+
+def print_vectors(report: VectorReport, *, as_json: bool) -> None:
+    """The vector files that were written, and what was left out."""
+    if as_json:
+        vectors = [
+            {
+                **{f.name: getattr(made, f.name) for f in dataclasses.fields(made)},
+                "path": str(made.path),
+                "lift": None if made.lift is None else made.lift.model_dump(),
+            }
+            for made in report.vectors
+        ]
+        sys.stdout.write(json.dumps({"vectors": vectors, "left_out": report.left_out}) + "\n")
+        return
+    console = Console()
+    if report.vectors:
+        table = Table(title="vectors", title_justify="left")
+        for name in ("file", "method", "block", "strength", "pivots", "match", "validation lift (95 %)"):
+            table.add_column(name)
+        for made in report.vectors:
+            lift = made.lift
+            table.add_row(
+                str(made.path),
+                made.method,
+                str(made.block),
+                f"{made.strength:.3g}",
+                str(made.events),
+                f"{made.min_match} ids",
+                "not measured"
+                if lift is None
+                else f"{lift.lift:+.3f} ({lift.low95:+.3f} … {lift.high95:+.3f})",
+            )
+        console.print(table)
+    else:
+        console.print(
+            "no vectors: nothing was confirmed often enough, or nothing helped on the validation problems"
+        )
+    for sentence in report.left_out:
+        console.print(Text(f"left out: {sentence}"))

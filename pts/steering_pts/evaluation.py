@@ -1,0 +1,134 @@
+"""Success rates through the client against a server: what is measured is what is served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steering_client import AsyncClient
+from steering_pts.data import Problem
+from steering_pts.oracles.base import Oracle, Verdict
+from steering_pts.oracles.registry import judge_all
+from steering_pts.progress import Advance, RunProgress
+from steering_pts.seeds import derive_seed
+from steering_pts.settings import SamplerSettings
+from steering_pts.statistics import Estimate, paired_bootstrap_lift
+from steering_spec import (
+    Chat,
+    ChatMessage,
+    Completion,
+    FinishReason,
+    PromptText,
+    SamplingParams,
+    SteeringSpec,
+)
+
+_IN_FLIGHT = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way of steering that is measured; None is unsteered."""
+
+    name: str
+    steering: SteeringSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArmResult:
+    """What an arm came to: its completions and which problems they solved, in the order of the problems."""
+
+    arm: Arm
+    completions: tuple[Completion, ...]
+    solved: tuple[bool, ...]
+
+    @property
+    def success(self) -> float:
+        """Share of problems solved; what was cut off counts as not solved."""
+        return sum(self.solved) / len(self.solved)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Measures arms on the same problems with the same seeds, one completion for each problem and arm.
+
+    Attributes:
+        target: `host:port` of the server.
+        problems: Problems that nothing was made from or chosen on.
+        oracle: Judges the completions.
+        sampler: How completions are drawn.
+        seed: Seed of the run; an arm's completion of a problem has a seed that depends on the problem alone.
+        raw: Whether questions are plain prompts.
+        progress: Shows how far it is.
+    """
+
+    target: str
+    problems: Sequence[Problem]
+    oracle: Oracle
+    sampler: SamplerSettings
+    seed: int
+    raw: bool
+    progress: RunProgress
+
+    def measure(self, arms: Sequence[Arm]) -> list[ArmResult]:
+        """All arms, in the order given.
+
+        Raises:
+            SteeringError: The server can't be reached or refuses a request.
+        """
+        with self.progress.phase("evaluating", len(arms) * len(self.problems)) as advance:
+            by_arm = asyncio.run(self._complete(arms, advance))
+        return [
+            ArmResult(arm, tuple(completions), tuple(self._solved(completions)))
+            for arm, completions in zip(arms, by_arm, strict=True)
+        ]
+
+    async def _complete(self, arms: Sequence[Arm], advance: Advance) -> list[list[Completion]]:
+        gate = asyncio.Semaphore(_IN_FLIGHT)
+        async with AsyncClient(self.target) as client:
+
+            async def one(problem: Problem, arm: Arm) -> Completion:
+                async with gate:
+                    completion = await client.generate(
+                        self._prompt(problem),
+                        sampling=self._sampling(problem),
+                        steering=arm.steering,
+                        steering_trace=True,
+                    )
+                advance(len(completion.tokens))
+                return completion
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [[group.create_task(one(problem, arm)) for problem in self.problems] for arm in arms]
+        return [[task.result() for task in row] for row in tasks]
+
+    def _prompt(self, problem: Problem) -> PromptText | Chat:
+        return PromptText(problem.question) if self.raw else Chat((ChatMessage("user", problem.question),))
+
+    def _sampling(self, problem: Problem) -> SamplingParams:
+        return SamplingParams(
+            temperature=self.sampler.temperature,
+            top_p=self.sampler.top_p,
+            top_k=self.sampler.top_k or None,
+            max_tokens=self.sampler.max_tokens,
+            seed=derive_seed(self.seed, problem.id, "evaluation"),
+        )
+
+    def _solved(self, completions: Sequence[Completion]) -> list[bool]:
+        judgements = judge_all(
+            self.oracle,
+            [
+                (problem, completion.text, completion.finish_reason is FinishReason.LENGTH)
+                for problem, completion in zip(self.problems, completions, strict=True)
+            ],
+        )
+        return [judgement.verdict is Verdict.CORRECT for judgement in judgements]
+
+    def lift(self, baseline: ArmResult, arm: ArmResult) -> Estimate:
+        """The paired difference of success rates with its 95 % bootstrap interval over problems."""
+        differences = {
+            problem.id: [float(after) - float(before)]
+            for problem, before, after in zip(self.problems, baseline.solved, arm.solved, strict=True)
+        }
+        return paired_bootstrap_lift(differences, seed=self.seed)

@@ -1,0 +1,66 @@
+"""A steering server as a process of its own, for as long as a command needs one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from steering_pts.errors import PtsError
+
+_LISTENING = re.compile(r"steering-server: listening on (\S+)")
+_STOP_SECONDS = 30
+
+
+class ServerProcessError(PtsError):
+    """The server did not start; the message holds what it said."""
+
+
+@contextmanager
+def server_process(model: str, vectors: Path) -> Iterator[str]:
+    """Starts `steering-server` on a free loopback port and yields `host:port`; stops it at the end.
+
+    Args:
+        model: What `--model` takes.
+        vectors: Folder of vector files.
+
+    Raises:
+        ServerProcessError: It did not start.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "steering_server",
+        "--model",
+        model,
+        "--vectors",
+        str(vectors),
+        "--port",
+        "0",
+    ]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)  # noqa: S603 -- our own command
+        try:
+            assert process.stdout is not None  # noqa: S101 -- a pipe was asked for
+            # The first line says that it is ready; an end of the stream says that it gave up.
+            match = _LISTENING.match(process.stdout.readline())
+            if match is None:
+                process.wait()
+                log.seek(0)
+                raise ServerProcessError(
+                    f"the server did not start: {log.read().strip() or process.returncode}"
+                )
+            yield match[1]
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
