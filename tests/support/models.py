@@ -31,7 +31,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", _GQA),
     "qwen3": ("Qwen3", _GQA),
     "mistral": ("Mistral", {**_GQA, "sliding_window": 8}),
-    "gemma3": ("Gemma3Text", {**_GQA, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}),
+    "gemma3": (
+        "Gemma3Text",
+        {**_GQA, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+    ),
     "phi3": ("Phi3", {**_COMMON, "num_key_value_heads": 2}),
     "olmo2": ("Olmo2", {**_COMMON, "num_key_value_heads": 2}),
     "gpt2": (
@@ -58,7 +61,9 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> Any:
     return model_class.from_config(config).eval()
 
 
-def save_tiny_model(folder: Path, family: str = "qwen3", seed: int = 0, *, chat: bool = True, **overrides: Any) -> Path:
+def save_tiny_model(
+    folder: Path, family: str = "qwen3", seed: int = 0, *, chat: bool = True, **overrides: Any
+) -> Path:
     """Writes a tiny model with its tokenizer as an ordinary model folder."""
     tiny_model(family, seed, **overrides).save_pretrained(folder)
     tokenizer = byte_tokenizer()

@@ -51,7 +51,9 @@ def random_vector(
     return SteeringVector(VectorMetadata.model_validate(values), directions, tuple(map(tuple, contexts)))
 
 
-def save_random_vector(folder: Path, loaded: LoadedModel, name: str, blocks: Sequence[int], **options: Any) -> Path:
+def save_random_vector(
+    folder: Path, loaded: LoadedModel, name: str, blocks: Sequence[int], **options: Any
+) -> Path:
     """Writes a random vector as `folder/name.safetensors`."""
     path = folder / f"{name}.safetensors"
     save_vector(path, random_vector(loaded, name, blocks, **options))

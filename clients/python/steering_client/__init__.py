@@ -1,0 +1,98 @@
+"""The client of a steering server, synchronous and for asyncio. Needs grpc and protobuf only.
+
+    from steering_client import Client, SamplingParams, Selector, SteeringRule
+
+    with Client("127.0.0.1:50051") as client:
+        rule = SteeringRule("strategy", strength=1.5, selector=Selector.steps(0))
+        with client.stream("What is 17 * 23?", steering=rule, sampling=SamplingParams(seed=1)) as stream:
+            for delta in stream:
+                print(delta.text, end="", flush=True)
+        print(stream.completion.finish_reason)
+
+Requests are built from the types of `steering_spec`, which are given here too. Errors are those of
+`steering_client.errors`, whose first lines draw their tree.
+"""
+
+from steering_client.async_client import AsyncClient, AsyncCompletionStream
+from steering_client.client import Client, CompletionStream
+from steering_client.errors import (
+    AlreadyExistsError,
+    CallCancelledError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    SteeringError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from steering_spec import (
+    Chat,
+    ChatMessage,
+    Clause,
+    Completion,
+    ContextTrigger,
+    FinishReason,
+    ModelInfo,
+    Phase,
+    Positions,
+    PromptIds,
+    PromptText,
+    SamplingParams,
+    Selector,
+    SteeringAct,
+    SteeringRule,
+    SteeringSpec,
+    StreamDelta,
+    Token,
+    Usage,
+    VectorInfo,
+    Violation,
+    Window,
+)
+
+__all__ = [
+    "AlreadyExistsError",
+    "AsyncClient",
+    "AsyncCompletionStream",
+    "CallCancelledError",
+    "Chat",
+    "ChatMessage",
+    "Clause",
+    "Client",
+    "Completion",
+    "CompletionStream",
+    "ConnectionFailedError",
+    "ContextTrigger",
+    "DeadlineExceededError",
+    "FailedPreconditionError",
+    "FinishReason",
+    "InternalError",
+    "InvalidArgumentError",
+    "ModelInfo",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "Phase",
+    "Positions",
+    "PromptIds",
+    "PromptText",
+    "ResourceExhaustedError",
+    "SamplingParams",
+    "Selector",
+    "SteeringAct",
+    "SteeringError",
+    "SteeringRule",
+    "SteeringSpec",
+    "StreamDelta",
+    "Token",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "Usage",
+    "VectorInfo",
+    "Violation",
+    "Window",
+]

@@ -1,0 +1,158 @@
+"""The asyncio client: what `Client` is, awaited."""
+
+# ruff: noqa: ASYNC109 -- a timeout here is the deadline that travels with the call, so that the server stops too
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from steering_client import transport
+from steering_client.errors import ConnectionFailedError, DeadlineExceededError, steering_errors
+from steering_client.prompts import Prompt, Steering
+from steering_client.transport import Call, Generation, StreamEvent, StreamReader
+from steering_spec import Completion, ModelInfo, SamplingParams, StreamDelta, VectorInfo
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A connection to a steering server on one event loop; make it while the loop runs.
+
+    Every method may raise a `SteeringError`; `timeout` is in seconds, None waits without end. Cancelling the
+    task that awaits a call cancels the call, and the server stops decoding.
+    """
+
+    def __init__(self, target: str = transport.DEFAULT_TARGET) -> None:
+        """Prepares a connection to `host:port`; it is made when the first call needs it."""
+        self._target = target
+        self._channel = grpc.aio.insecure_channel(target, options=transport.CHANNEL_OPTIONS)
+
+    async def wait_ready(self, timeout: float | None = None) -> ModelInfo:
+        """See `Client.wait_ready`."""
+        try:
+            return await self._run(transport.get_model(), timeout, wait_for_ready=True)
+        except DeadlineExceededError:
+            raise ConnectionFailedError(f"no server answered at {self._target} within {timeout} s") from None
+
+    async def model(self, *, timeout: float | None = None) -> ModelInfo:
+        """The served model."""
+        return await self._run(transport.get_model(), timeout)
+
+    async def vectors(self, *, timeout: float | None = None) -> list[VectorInfo]:
+        """All vectors, ordered by name; the timeout is for each page."""
+        page = await self._run(transport.list_vectors(""), timeout)
+        found = [*page.vectors]
+        while page.next_token:
+            page = await self._run(transport.list_vectors(page.next_token), timeout)
+            found += page.vectors
+        return found
+
+    async def load_vector(
+        self,
+        name: str,
+        *,
+        file: Path | bytes | None = None,
+        path_on_server: str | None = None,
+        sha256: str = "",
+        timeout: float | None = None,
+    ) -> VectorInfo:
+        """See `Client.load_vector`; give bytes where reading a file would hold the event loop up."""
+        return await self._run(transport.load_vector(name, file, path_on_server, sha256), timeout)
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: SamplingParams | None = None,
+        steering: Steering | None = None,
+        request_id: str = "",
+        steering_trace: bool = False,
+        timeout: float | None = None,
+    ) -> Completion:
+        """Makes one completion; see `Client.generate`."""
+        generation = Generation(prompt, sampling, steering, request_id, steering_trace)
+        return await self._run(generation.whole(), timeout)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: SamplingParams | None = None,
+        steering: Steering | None = None,
+        request_id: str = "",
+        steering_trace: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncCompletionStream:
+        """Makes one completion and streams it; the arguments and errors are those of `Client.generate`."""
+        call = Generation(prompt, sampling, steering, request_id, steering_trace).streamed()
+        method: grpc.aio.UnaryStreamMultiCallable[bytes, StreamEvent] = self._channel.unary_stream(
+            call.method, response_deserializer=call.read
+        )
+        return AsyncCompletionStream(method(call.request, timeout=timeout))
+
+    async def close(self) -> None:
+        """Closes the connection; running calls are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, call: Call[T], timeout: float | None, *, wait_for_ready: bool = False) -> T:
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, T] = self._channel.unary_unary(
+            call.method, response_deserializer=call.read
+        )
+        with steering_errors():
+            return await method(call.request, timeout=timeout, wait_for_ready=wait_for_ready)
+
+
+class AsyncCompletionStream:
+    """A running completion: iterate over its deltas, then take `completion`.
+
+    Use it as an async context manager, or `close` it, to stop decoding early.
+    """
+
+    def __init__(self, call: grpc.aio.UnaryStreamCall[bytes, StreamEvent]) -> None:
+        """Takes the running call."""
+        self._call = call
+        self._events = aiter(call)
+        self._reader = StreamReader()
+        self._closed = False
+
+    @property
+    def completion(self) -> Completion:
+        """The whole completion, once the deltas have come to their end."""
+        return self._reader.completion
+
+    def __aiter__(self) -> AsyncIterator[StreamDelta]:
+        return self
+
+    async def __anext__(self) -> StreamDelta:
+        while not self._closed:
+            with steering_errors():
+                event = await anext(self._events)
+            if (delta := self._reader.read(event)) is not None:
+                return delta
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """Stops decoding, if it still runs; the deltas end here."""
+        self._closed = True
+        self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,188 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import grpc
+
+from steering_client import transport
+from steering_client.errors import ConnectionFailedError, DeadlineExceededError, steering_errors
+from steering_client.prompts import Prompt, Steering
+from steering_client.transport import Call, Generation, StreamEvent, StreamReader
+from steering_spec import Completion, ModelInfo, SamplingParams, StreamDelta, VectorInfo
+
+if TYPE_CHECKING:
+    from grpc import _CallIterator as CallIterator  # a name of the type stubs; gRPC itself has none
+
+T = TypeVar("T")
+
+
+class Client:
+    """A connection to a steering server, for any number of threads.
+
+    Every method may raise a `SteeringError`; `timeout` is in seconds, None waits without end.
+    """
+
+    def __init__(self, target: str = transport.DEFAULT_TARGET) -> None:
+        """Prepares a connection to `host:port`; it is made when the first call needs it."""
+        self._target = target
+        self._channel = grpc.insecure_channel(target, options=transport.CHANNEL_OPTIONS)
+
+    def wait_ready(self, timeout: float | None = None) -> ModelInfo:
+        """Waits until the server answers; it listens only once its model is loaded.
+
+        Returns:
+            The served model.
+
+        Raises:
+            ConnectionFailedError: No server answered within the timeout.
+        """
+        try:
+            return self._run(transport.get_model(), timeout, wait_for_ready=True)
+        except DeadlineExceededError:
+            raise ConnectionFailedError(f"no server answered at {self._target} within {timeout} s") from None
+
+    def model(self, *, timeout: float | None = None) -> ModelInfo:
+        """The served model."""
+        return self._run(transport.get_model(), timeout)
+
+    def vectors(self, *, timeout: float | None = None) -> list[VectorInfo]:
+        """All vectors, ordered by name; the timeout is for each page."""
+        page = self._run(transport.list_vectors(""), timeout)
+        found = [*page.vectors]
+        while page.next_token:
+            page = self._run(transport.list_vectors(page.next_token), timeout)
+            found += page.vectors
+        return found
+
+    def load_vector(
+        self,
+        name: str,
+        *,
+        file: Path | bytes | None = None,
+        path_on_server: str | None = None,
+        sha256: str = "",
+        timeout: float | None = None,
+    ) -> VectorInfo:
+        """Loads a vector so that requests may name it; the same file and name again change nothing.
+
+        Args:
+            name: `vectors/{id}`, or the id alone.
+            file: A file of this machine, or its bytes; or else
+            path_on_server: a path in the server's vector directory, relative to it.
+            sha256: Expected digest of the file, lowercase hex; empty checks none.
+            timeout: Seconds.
+
+        Raises:
+            AlreadyExistsError: The name is loaded with another file.
+            FailedPreconditionError: The vector was made for another model.
+        """
+        return self._run(transport.load_vector(name, file, path_on_server, sha256), timeout)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: SamplingParams | None = None,
+        steering: Steering | None = None,
+        request_id: str = "",
+        steering_trace: bool = False,
+        timeout: float | None = None,
+    ) -> Completion:
+        """Makes one completion.
+
+        Args:
+            prompt: A string as it stands, token ids, or chat messages.
+            sampling: How tokens are chosen; None means the defaults of every field.
+            steering: A spec, one rule, or several; None means unsteered.
+            request_id: Id for the server's log; empty lets the server choose.
+            steering_trace: Report each steering act.
+            timeout: Seconds; the server stops decoding when they have passed.
+
+        Raises:
+            InvalidArgumentError: The request is wrong; `.violations` says everything that is.
+        """
+        generation = Generation(prompt, sampling, steering, request_id, steering_trace)
+        return self._run(generation.whole(), timeout)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: SamplingParams | None = None,
+        steering: Steering | None = None,
+        request_id: str = "",
+        steering_trace: bool = False,
+        timeout: float | None = None,
+    ) -> CompletionStream:
+        """Makes one completion and streams it; the arguments and errors are those of `generate`."""
+        call = Generation(prompt, sampling, steering, request_id, steering_trace).streamed()
+        method: grpc.UnaryStreamMultiCallable[bytes, StreamEvent] = self._channel.unary_stream(
+            call.method, response_deserializer=call.read
+        )
+        return CompletionStream(method(call.request, timeout=timeout))
+
+    def close(self) -> None:
+        """Closes the connection; running calls are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, call: Call[T], timeout: float | None, *, wait_for_ready: bool = False) -> T:
+        method: grpc.UnaryUnaryMultiCallable[bytes, T] = self._channel.unary_unary(
+            call.method, response_deserializer=call.read
+        )
+        with steering_errors():
+            return method(call.request, timeout=timeout, wait_for_ready=wait_for_ready)
+
+
+class CompletionStream:
+    """A running completion: iterate over its deltas, then take `completion`.
+
+    Use it as a context manager, or `close` it, to stop decoding early.
+    """
+
+    def __init__(self, call: CallIterator[StreamEvent]) -> None:
+        """Takes the running call."""
+        self._call = call
+        self._reader = StreamReader()
+        self._closed = False
+
+    @property
+    def completion(self) -> Completion:
+        """The whole completion, once the deltas have come to their end."""
+        return self._reader.completion
+
+    def __iter__(self) -> Iterator[StreamDelta]:
+        return self
+
+    def __next__(self) -> StreamDelta:
+        while not self._closed:
+            with steering_errors():
+                event = next(self._call)
+            if (delta := self._reader.read(event)) is not None:
+                return delta
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stops decoding, if it still runs; the deltas end here."""
+        self._closed = True
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,46 @@
+"""Errors of the server.
+
+    ServerError
+    ├── StartError         the server can't start as it was told to; one line says why
+    ├── QueueFullError     too many unfinished requests
+    ├── SlowReaderError    a stream's reader fell too far behind
+    └── DrainingError      the server is stopping and takes no new work
+
+`rpc.status` says which gRPC status each gets.
+"""
+
+from __future__ import annotations
+
+
+class ServerError(Exception):
+    """Base of all errors of the server."""
+
+
+class StartError(ServerError):
+    """The server can't start as it was told to; the message says why, in one line."""
+
+
+class QueueFullError(ServerError):
+    """Too many unfinished requests; the caller may try again after `retry_seconds`."""
+
+    def __init__(self, limit: int, retry_seconds: float = 1.0) -> None:
+        self.retry_seconds = retry_seconds
+        super().__init__(
+            f"{limit} requests are unfinished, which is the most this server takes; try again later"
+        )
+
+
+class SlowReaderError(ServerError):
+    """A stream's reader fell too far behind, so its generation was ended."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the stream was read too slowly: {limit} deltas were waiting, so the generation was ended"
+        )
+
+
+class DrainingError(ServerError):
+    """The server is stopping and takes no new work."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping and takes no new work")

@@ -1,0 +1,72 @@
+"""Generate and StreamGenerate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+
+import grpc
+
+from steering.v1 import generation_pb2, generation_pb2_grpc
+from steering_engine.model import SteeredModel
+from steering_server.rpc.backlog import Backlog
+from steering_server.rpc.buffer import buffered
+from steering_spec import Completion, GenerationSpec, InvalidRequestError, StreamDelta, request_violations
+from steering_spec.convert.completion import act_to_proto, completion_to_proto, delta_to_proto
+from steering_spec.convert.request import read_generation_spec
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """Generates with one model; at most `max_queued` requests are unfinished at a time."""
+
+    def __init__(self, model: SteeredModel, *, max_queued: int, stream_buffer: int) -> None:
+        self._model = model
+        self._backlog = Backlog(max_queued)
+        self._stream_buffer = stream_buffer
+
+    async def Generate(  # noqa: N802 -- the name of the RPC
+        self,
+        request: generation_pb2.GenerateRequest,
+        context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
+    ) -> generation_pb2.GenerateResponse:
+        """Generates one completion."""
+        spec = self._spec(request.spec)
+        with self._backlog.place():
+            completion = await self._model.generate(spec)
+        return generation_pb2.GenerateResponse(result=completion_to_proto(completion))
+
+    async def StreamGenerate(  # noqa: N802 -- the name of the RPC
+        self,
+        request: generation_pb2.StreamGenerateRequest,
+        context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
+    ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
+        """Generates one completion and streams it."""
+        spec = self._spec(request.spec)
+        async with aclosing(buffered(self._items(spec), self._stream_buffer)) as items:
+            async for item in items:
+                for message in _messages(item):
+                    yield message
+
+    def _spec(self, message: generation_pb2.GenerationSpec) -> GenerationSpec:
+        spec, faults = read_generation_spec(message)
+        if faults:  # the model would judge the rest; its findings belong into the same answer
+            faults += request_violations(spec, self._model.info.facts, self._model.vectors.facts)
+            raise InvalidRequestError(faults)
+        return spec
+
+    async def _items(self, spec: GenerationSpec) -> AsyncGenerator[StreamDelta | Completion, None]:
+        # The side that generates holds the place: a stalled reader whose generation was ended holds none.
+        with self._backlog.place():
+            async with aclosing(self._model.stream(spec)) as items:
+                async for item in items:
+                    yield item
+
+
+def _messages(item: StreamDelta | Completion) -> Iterator[generation_pb2.StreamGenerateResponse]:
+    """The messages for one item: of a delta, first the acts that led to it."""
+    if isinstance(item, StreamDelta):
+        for act in item.acts:
+            yield generation_pb2.StreamGenerateResponse(steering_event=act_to_proto(act))
+        yield generation_pb2.StreamGenerateResponse(delta=delta_to_proto(item))
+    else:
+        yield generation_pb2.StreamGenerateResponse(result=completion_to_proto(item))

@@ -1,0 +1,131 @@
+"""Around every call of the API: its request id, its status when it fails, its line in the log, its count.
+
+An interceptor, so that no method can be written without it. The health and reflection services pass by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from steering_server.errors import DrainingError
+from steering_server.logs import REQUEST_ID
+from steering_server.rpc.status import abort, code_and_reason, status_of
+from steering_spec import InvalidRequestError, Violation
+from steering_spec.limits import MAX_REQUEST_ID_CHARACTERS
+
+_log = logging.getLogger(__name__)
+
+# In quotes: these classes are generic in the type stubs only.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Guards the calls of `steering.v1`, counts them, and refuses them once the server is draining."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def refuse_new_calls(self) -> None:
+        """From now on new calls get UNAVAILABLE; running ones go on."""
+        self._draining = True
+
+    async def wait_until_idle(self) -> None:
+        """Returns when no call is running."""
+        await self._idle.wait()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Wraps the handler of one call."""
+        # Any: gRPC's types describe the handlers of its other, threaded server.
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/steering.v1."):
+            return handler  # type: ignore[no-any-return]
+        # Requests are decoded inside the guard: gRPC answers bytes that it can't decode with UNKNOWN.
+        decode, encode = handler.request_deserializer, handler.response_serializer
+
+        async def unary(data: bytes, context: Context) -> Message | None:
+            async with self._guarded(method, data, decode, context) as request:
+                response: Message = await handler.unary_unary(request, context)
+                return response
+            return None  # never reached: a failed call has been aborted
+
+        # A coroutine that writes, where the services yield: gRPC does not close the generator of a cancelled
+        # call (it is left to the garbage collector), and the request's row would stay busy for as long.
+        async def stream(data: bytes, context: Context) -> None:
+            async with (
+                self._guarded(method, data, decode, context) as request,
+                aclosing(handler.unary_stream(request, context)) as messages,
+            ):
+                async for message in messages:
+                    await context.write(message)
+
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(stream, response_serializer=encode)
+        return grpc.unary_unary_rpc_method_handler(unary, response_serializer=encode)
+
+    @asynccontextmanager
+    async def _guarded(
+        self, method: str, data: bytes, decode: Callable[[bytes], Message], context: Context
+    ) -> AsyncIterator[Message]:
+        began = time.perf_counter()
+        REQUEST_ID.set(uuid.uuid4().hex)
+        outcome = "CANCELLED"
+        self._running += 1
+        self._idle.clear()
+        try:
+            if self._draining:
+                raise DrainingError  # noqa: TRY301 -- answered below like every other error
+            request = _decoded(data, decode)
+            _adopt_request_id(request)
+            yield request
+            outcome = "OK"
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- the edge: whatever it is, the caller gets a status
+            code, reason = code_and_reason(error)
+            outcome = f"{code.name} {reason}"
+            if code is grpc.StatusCode.INTERNAL:
+                _log.exception("%s failed", method)
+            await abort(context, status_of(error, REQUEST_ID.get()))
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+            _log.info("%s %s %.3f s", method, outcome, time.perf_counter() - began)
+
+
+def _decoded(data: bytes, decode: Callable[[bytes], Message]) -> Message:
+    try:
+        return decode(data)
+    except DecodeError:
+        raise InvalidRequestError(
+            [Violation("", "the request is not a protobuf message of this method")]
+        ) from None
+
+
+def _adopt_request_id(request: Message) -> None:
+    """Takes the caller's id, or writes the server's own into the request."""
+    spec = getattr(request, "spec", None)
+    if spec is None:
+        return
+    if spec.request_id:
+        REQUEST_ID.set(spec.request_id[:MAX_REQUEST_ID_CHARACTERS])
+    else:
+        spec.request_id = REQUEST_ID.get()

@@ -1,0 +1,30 @@
+"""The services of the API, put together."""
+
+from __future__ import annotations
+
+import grpc
+
+from steering.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    vector_pb2,
+    vector_pb2_grpc,
+)
+from steering_engine.model import SteeredModel
+from steering_server.config import ServerConfig
+from steering_server.rpc.generation import GenerationServicer
+from steering_server.rpc.model import ModelServicer
+from steering_server.rpc.vectors import VectorServicer
+
+
+def add_services(server: grpc.aio.Server, model: SteeredModel, config: ServerConfig) -> tuple[str, ...]:
+    """Adds every service of `steering.v1` to a server; returns their full names."""
+    generation = GenerationServicer(model, max_queued=config.max_queued, stream_buffer=config.stream_buffer)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
+    vectors = VectorServicer(model.vectors, config.vectors)
+    vector_pb2_grpc.add_VectorServiceServicer_to_server(vectors, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(model.info), server)
+    files = (generation_pb2.DESCRIPTOR, vector_pb2.DESCRIPTOR, model_pb2.DESCRIPTOR)
+    return tuple(service.full_name for file in files for service in file.services_by_name.values())

@@ -1,0 +1,37 @@
+"""Files of the vector directory, by the relative path that a caller names."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from steering_spec import InvalidRequestError, Violation, ViolationKind
+
+
+def find_vector_file(directory: Path | None, path: str) -> Path:
+    """The file of the vector directory that a caller's path names, links followed.
+
+    Raises:
+        InvalidRequestError: There is no directory; the path leaves it, by `..`, as an absolute path or over a
+            link; or it names no file.
+    """
+    if directory is None:
+        raise _refusal(
+            "this server has no vector directory; send the file itself", ViolationKind.PRECONDITION
+        )
+    relative = PurePosixPath(path)
+    if not path or "\0" in path or relative.is_absolute() or ".." in relative.parts:
+        raise _refusal("expected a path inside the vector directory, relative to it and without `..`")
+    try:
+        found = (directory / relative).resolve()
+        is_inside, is_file = found.is_relative_to(directory.resolve()), found.is_file()
+    except (OSError, RuntimeError):  # a loop of links, a name that is too long
+        raise _refusal("this path can't be followed") from None
+    if not is_inside:
+        raise _refusal("this path leads out of the vector directory")
+    if not is_file:
+        raise _refusal("there is no such file in the vector directory", ViolationKind.NOT_FOUND)
+    return found
+
+
+def _refusal(description: str, kind: ViolationKind = ViolationKind.INVALID) -> InvalidRequestError:
+    return InvalidRequestError([Violation("path", description, kind)])

@@ -1,0 +1,1 @@
+"""Benchmarks: speed side by side in one run, as ratios with their spread. `make bench` runs them."""

@@ -1,0 +1,87 @@
+"""Requests that end early free their row at the next step; slow readers hold nobody up."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from steering.v1 import generation_pb2, generation_pb2_grpc, steering_pb2
+from tests.support.server import LiveServer, wait_until
+from tests.support.statuses import failure
+
+Stub = generation_pb2_grpc.GenerationServiceStub
+LONG = generation_pb2.GenerationSpec(
+    text="hi", sampling=generation_pb2.SamplingParams(temperature=0, max_token_count=8000)
+)
+SHORT = generation_pb2.GenerationSpec(
+    text="hi", sampling=generation_pb2.SamplingParams(temperature=0, max_token_count=8)
+)
+
+
+def test_cancelling_a_stream_frees_its_row(channel: grpc.Channel, live: LiveServer) -> None:
+    call = Stub(channel).StreamGenerate(generation_pb2.StreamGenerateRequest(spec=LONG))
+    next(call)
+    assert live.stats().active_requests == 1
+    call.cancel()
+    live.wait_idle()
+    assert live.stats().generated_tokens < 8000
+
+
+def test_cancelling_one_answer_frees_its_row(channel: grpc.Channel, live: LiveServer) -> None:
+    call = Stub(channel).Generate.future(generation_pb2.GenerateRequest(spec=LONG))
+    wait_until(lambda: live.stats().active_requests == 1)
+    call.cancel()
+    live.wait_idle()
+
+
+def test_a_deadline_frees_the_row(channel: grpc.Channel, live: LiveServer) -> None:
+    call = Stub(channel).StreamGenerate(generation_pb2.StreamGenerateRequest(spec=LONG), timeout=0.5)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    live.wait_idle()
+
+
+def test_a_closed_connection_frees_the_row(live: LiveServer) -> None:
+    with live.channel(("grpc.use_local_subchannel_pool", 1)) as channel:
+        next(Stub(channel).StreamGenerate(generation_pb2.StreamGenerateRequest(spec=LONG)))
+    live.wait_idle()
+
+
+def test_a_cancelled_call_takes_nothing_from_its_neighbours(channel: grpc.Channel, live: LiveServer) -> None:
+    stub = Stub(channel)
+    alone = stub.Generate(generation_pb2.GenerateRequest(spec=SHORT)).result
+    call = stub.StreamGenerate(generation_pb2.StreamGenerateRequest(spec=LONG))
+    next(call)
+    beside = stub.Generate.future(generation_pb2.GenerateRequest(spec=SHORT))
+    call.cancel()
+    assert list(beside.result().result.tokens) == list(alone.tokens)
+    live.wait_idle()
+
+
+def test_a_slow_reader_loses_its_stream_and_nobody_waits_for_it(
+    model_folder: Path, vector_folder: Path
+) -> None:
+    with LiveServer(model_folder, vectors=vector_folder, stream_buffer=16) as server:
+        # Small windows: otherwise the transport takes in thousands of these small messages by itself.
+        options = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536))
+        with server.channel(*options) as channel, server.channel() as other:
+            # 16 events for each step make the stream large.
+            rules = [steering_pb2.SteeringRule(vector="vectors/calm", strength=0.01)] * 16
+            spec = generation_pb2.GenerationSpec(steering_trace=True)
+            spec.MergeFrom(LONG)
+            spec.steering.rules.extend(rules)
+            slow = Stub(channel).StreamGenerate(generation_pb2.StreamGenerateRequest(spec=spec))
+            next(slow)
+            began = time.monotonic()
+            Stub(other).Generate(generation_pb2.GenerateRequest(spec=SHORT), timeout=30)
+            assert time.monotonic() - began < 10
+            server.wait_idle()  # the row is freed while the reader still sleeps
+            assert server.stats().generated_tokens < 8000
+            with pytest.raises(grpc.RpcError) as caught:
+                list(slow)
+        lost = failure(caught.value)
+    assert (lost.code, lost.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER")

@@ -1,0 +1,183 @@
+"""The command `steering-server` as a process: what it prints, how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from steering.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
+from tests.support.server import server_process, wait_until
+from tests.support.statuses import code_of, failure
+
+
+def refused(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    """The one line with which a server refuses to start."""
+    with server_process(*arguments, environment=environment) as server:
+        code, out, err = server.end()
+    assert (code, out) == (2, "")
+    assert err.startswith("steering-server: error: ")
+    assert len(err.splitlines()) == 1
+    return err
+
+
+def stream_request(tokens: int) -> generation_pb2.StreamGenerateRequest:
+    sampling = generation_pb2.SamplingParams(temperature=0, max_token_count=tokens)
+    return generation_pb2.StreamGenerateRequest(
+        spec=generation_pb2.GenerationSpec(text="hi", sampling=sampling)
+    )
+
+
+def test_it_announces_itself_and_ends_well_on_sigterm(model_folder: Path, vector_folder: Path) -> None:
+    with server_process(
+        "--model", str(model_folder), "--vectors", str(vector_folder), "--port", "0"
+    ) as server:
+        line = server.announcement()
+        assert line.startswith("steering-server: listening on 127.0.0.1:")
+        assert line.endswith(" (models/tiny, 2 vectors)")
+        server.signal(signal.SIGTERM)
+        code, out, err = server.end()
+    assert (code, out) == (0, "")
+    assert "Traceback" not in err
+    assert "vector not loaded: broken.safetensors" in err
+    assert "vector not loaded: foreign.safetensors" in err
+
+
+def test_a_running_stream_is_finished_within_the_grace(model_folder: Path) -> None:
+    with (
+        server_process("--model", str(model_folder), "--port", "0") as server,
+        grpc.insecure_channel(server.address()) as channel,
+    ):
+        running = generation_pb2_grpc.GenerationServiceStub(channel).StreamGenerate(stream_request(800))
+        next(running)
+        server.signal(signal.SIGINT)
+        health = health_pb2_grpc.HealthStub(channel)
+        wait_until(
+            lambda: (
+                health.Check(health_pb2.HealthCheckRequest()).status
+                == health_pb2.HealthCheckResponse.NOT_SERVING
+            )
+        )
+        assert list(running)[-1].HasField("result")
+        assert server.end()[0] == 0
+
+
+def test_a_stream_that_outlasts_the_grace_is_told_so(model_folder: Path) -> None:
+    with (
+        server_process("--model", str(model_folder), "--port", "0", "--grace", "0.1") as server,
+        grpc.insecure_channel(server.address()) as channel,
+    ):
+        running = generation_pb2_grpc.GenerationServiceStub(channel).StreamGenerate(stream_request(8000))
+        next(running)
+        server.signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(running)
+        lost = failure(caught.value)
+        assert (lost.code, lost.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_STOPPED")
+        assert server.end()[0] == 0
+
+
+def test_a_second_signal_stops_at_once(model_folder: Path) -> None:
+    with (
+        server_process("--model", str(model_folder), "--port", "0", "--grace", "1000") as server,
+        grpc.insecure_channel(server.address()) as channel,
+    ):
+        running = generation_pb2_grpc.GenerationServiceStub(channel).StreamGenerate(stream_request(8000))
+        next(running)
+        server.signal(signal.SIGTERM)
+        models = model_pb2_grpc.ModelServiceStub(channel)
+        unavailable = grpc.StatusCode.UNAVAILABLE
+        wait_until(lambda: code_of(lambda: models.GetModel(model_pb2.GetModelRequest())) is unavailable)
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.end()[0] == 0
+        assert time.monotonic() - began < 5
+
+
+def test_a_signal_during_loading_ends_it_well(model_folder: Path) -> None:
+    with server_process("--model", str(model_folder), "--port", "0", "--log-format", "json") as server:
+        time.sleep(1.0)
+        server.signal(signal.SIGTERM)
+        code, out, _ = server.end()
+    # Before Python runs our code, the signal's default action may still apply.
+    assert code in {0, -signal.SIGTERM}
+    assert out == ""
+
+
+def test_a_taken_port_is_refused(model_folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refused("--model", str(model_folder), "--port", str(port))
+    assert f"can't listen on 127.0.0.1:{port}: Address already in use" in line
+
+
+def test_a_missing_model_is_refused(tmp_path: Path) -> None:
+    assert "no-model" in refused("--model", str(tmp_path / "no-model"), "--port", "0")
+
+
+def test_a_missing_vector_directory_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    missing = str(tmp_path / "no-vectors")
+    assert missing in refused("--model", str(model_folder), "--vectors", missing, "--port", "0")
+
+
+def test_another_host_than_loopback_is_refused(model_folder: Path) -> None:
+    assert "--insecure" in refused("--model", str(model_folder), "--host", "0.0.0.0")  # noqa: S104
+
+
+def test_limits_that_contradict_each_other_are_refused(model_folder: Path) -> None:
+    line = refused("--model", str(model_folder), "--port", "0", "--max-context", "64", "--cache-tokens", "32")
+    assert "cache_tokens" in line
+
+
+def test_options_come_from_the_environment_and_the_command_line_wins(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    environment = {
+        "STEERING_SERVER_MODEL": str(model_folder),
+        "STEERING_SERVER_PORT": "0",
+        "STEERING_SERVER_VECTORS": str(tmp_path / "from-environment"),
+    }
+    assert "from-environment" in refused(environment=environment)
+    line = refused("--vectors", str(tmp_path / "from-flag"), environment=environment)
+    assert "from-flag" in line
+    assert "from-environment" not in line
+
+
+def test_limits_reach_the_engine_and_logs_are_json_with_request_ids(model_folder: Path) -> None:
+    options = ["--max-context", "100", "--default-max-tokens", "5", "--log-format", "json"]
+    with (
+        server_process("--model", str(model_folder), "--port", "0", *options) as server,
+        grpc.insecure_channel(server.address()) as channel,
+    ):
+        model = model_pb2_grpc.ModelServiceStub(channel).GetModel(model_pb2.GetModelRequest()).model
+        assert (model.max_context_token_count, model.default_max_token_count) == (100, 5)
+        spec = generation_pb2.GenerationSpec(text="a secret prompt", request_id="req-7")
+        generation_pb2_grpc.GenerationServiceStub(channel).Generate(generation_pb2.GenerateRequest(spec=spec))
+        server.signal(signal.SIGTERM)
+        _, _, err = server.end()
+    entries = [json.loads(line) for line in err.splitlines()]
+    [mine] = [entry for entry in entries if entry.get("request_id") == "req-7"]
+    assert mine["message"].startswith("/steering.v1.GenerationService/Generate OK ")
+    assert "secret" not in err
+
+
+def test_help_names_every_variable_and_needs_no_torch() -> None:
+    program = (
+        "import sys; from steering_server.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'grpc'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for name in ("MODEL", "VECTORS", "HOST", "PORT", "GRACE", "LOG_FORMAT", "MAX_QUEUED", "INSECURE"):
+        assert f"STEERING_SERVER_{name}" in run.stdout

@@ -1,0 +1,138 @@
+"""Real servers for tests: in a thread of this process, or as the command `steering-server`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from steering_engine.engine.base import EngineStats
+from steering_engine.model import SteeredModel
+from steering_server.config import ServerConfig
+from steering_server.process import load_model
+from steering_server.serving import SteeringServer
+
+
+class LiveServer:
+    """A server on a free port, on an event loop in a thread of its own. Use it as a context manager."""
+
+    def __init__(self, model: Path, **settings: Any) -> None:
+        self.config = ServerConfig(model=str(model), **{"port": 0, **settings})
+        self.model: SteeredModel
+        self.address: str
+        self._loop: asyncio.AbstractEventLoop
+        self._server: SteeringServer
+        self._stop: asyncio.Event
+        self._started: queue.Queue[Exception | None] = queue.Queue()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        if (error := self._started.get(timeout=60)) is not None:
+            self._thread.join()
+            raise error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.begin_stop()
+        self._loop.call_soon_threadsafe(self._server.hurry)
+        self._thread.join()
+
+    def begin_stop(self) -> None:
+        """Begins to stop, as SIGTERM does."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    def close_engine(self) -> None:
+        """Stops the engine under the running server."""
+        asyncio.run_coroutine_threadsafe(self.model.close(), self._loop).result(60)
+
+    def stats(self) -> EngineStats:
+        return self.model.stats()
+
+    def wait_idle(self) -> None:
+        """Waits until no request has a row."""
+        wait_until(lambda: self.stats().active_requests == 0 and self.stats().waiting_requests == 0)
+
+    def channel(self, *options: tuple[str, Any]) -> grpc.Channel:
+        return grpc.insecure_channel(self.address, options=options)
+
+    async def _serve(self) -> None:
+        try:
+            self._loop = asyncio.get_running_loop()
+            self._stop = asyncio.Event()
+            self.model = load_model(self.config)
+            self._server = SteeringServer(self.model, self.config)
+            self.address = await self._server.start()
+        except Exception as error:  # noqa: BLE001 -- raised again where the server was asked for
+            self._started.put(error)
+            return
+        self._started.put(None)
+        await self._stop.wait()
+        await self._server.stop()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Polls until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come to hold in time"
+        time.sleep(0.01)
+
+
+class ServerProcess:
+    """The command `steering-server`, its stdout and stderr collected."""
+
+    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [str(Path(sys.executable).parent / "steering-server"), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
+        )
+
+    def announcement(self) -> str:
+        """The line that says that the server is ready."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate()[1]
+        return line.rstrip("\n")
+
+    def address(self) -> str:
+        """The address that the server announces."""
+        line = self.announcement()
+        match = re.fullmatch(r"steering-server: listening on (127\.0\.0\.1:\d+) \(.*\)", line)
+        assert match is not None, line
+        return match[1]
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, str, str]:
+        """Waits for the end: exit code, the rest of stdout, stderr."""
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
+
+
+@contextmanager
+def server_process(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+    """A `steering-server` that is killed at the end if it still runs."""
+    running = ServerProcess(*arguments, environment=environment)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.process.communicate()
