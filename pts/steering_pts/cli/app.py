@@ -20,9 +20,9 @@ from steering_pts.cli.run import (
 )
 from steering_pts.cli.tables import print_pivots, print_summary, print_vectors
 from steering_pts.data import load_problems
-from steering_pts.errors import DataError, LedgerError
-from steering_pts.ledger import LedgerReader
+from steering_pts.errors import DataError, LedgerError, SearchError
 from steering_pts.progress import RunProgress
+from steering_pts.prompts import encode_prompts
 from steering_pts.settings import SamplerSettings, SearchSettings
 from steering_pts.vectors.building import METHODS
 from steering_pts.vectors.pipeline import VectorOptions, make_vectors
@@ -132,7 +132,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
 def show(
     run: Run,
     limit: Annotated[int, typer.Option(help="Show at most this many pivots.", min=1)] = 50,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each pivot.")] = False,
 ) -> None:
     """Show the pivots of a run, each in its context."""
     folder = RunFolder(run)
@@ -167,9 +167,9 @@ def vectors(
     as_json: AsJson = False,
 ) -> None:
     """Record the residual stream at a run's pivots and write steering vectors to RUN/vectors."""
+    options = _vector_options(method, block, min_events, licence)
     folder = RunFolder(run)
     with folder.read() as ledger:
-        options = _vector_options(ledger, method, block, min_events, licence)
         if not folder.pivots.is_file():
             raise LedgerError(f"{run}: the run is not finished; the command that began it goes on")
         problems = (
@@ -190,6 +190,10 @@ def vectors(
                 str(validation),
                 [f"{len(overlap)} problems are those of the run; use problems that it never saw"],
             )
+        if len(problems) == 1:
+            raise DataError(
+                str(validation), ["it holds 1 problem; choosing needs at least 2, better 100 or more"]
+            )
         choice = ModelChoice(setting(ledger, "model", str), device, setting(ledger, "dtype", str))
         sampler = sampler_of(ledger)
         progress = RunProgress(quiet=as_json)
@@ -198,21 +202,21 @@ def vectors(
             rollouts(choice, sampler) as (model, source),
         ):
             if bad := [b for b in options.blocks if not 0 <= b < model.loaded.block_count]:
-                raise LedgerError(
+                raise SearchError(
                     f"block {bad[0]} does not exist; the model has blocks 0 to {model.loaded.block_count - 1}"
                 )
-            raw = setting(ledger, "raw", bool)
+            prompts = encode_prompts(model, problems, raw=setting(ledger, "raw", bool))
             seed = setting(ledger, "seed", int)
-            measure = Validation(model, source, judge, problems, sampler, seed, raw, progress)
+            measure = Validation(model, source, judge, problems, prompts, sampler, seed, progress)
             report = make_vectors(ledger, measure, folder.vectors, options, progress)
     print_vectors(report, as_json=as_json)
 
 
 def _vector_options(
-    ledger: LedgerReader, methods: list[str] | None, blocks: list[int] | None, min_events: int, licence: str
+    methods: list[str] | None, blocks: list[int] | None, min_events: int, licence: str
 ) -> VectorOptions:
     if unknown := sorted(set(methods or ()) - set(METHODS)):
-        raise LedgerError(f"{ledger.path}: unknown method {unknown[0]!r}; expected {' or '.join(METHODS)}")
+        raise SearchError(f"unknown method {unknown[0]!r}; expected {' or '.join(METHODS)}")
     return VectorOptions(min_events, tuple(methods or METHODS), tuple(sorted(set(blocks or ()))), licence)
 
 

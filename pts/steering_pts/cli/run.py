@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from steering_engine.alias import resolve_model
 from steering_engine.model import EngineLimits, SteeredModel
 from steering_pts.data import Problem
 from steering_pts.discovery import Discovery
-from steering_pts.errors import LedgerError, OracleError
+from steering_pts.errors import LedgerError
 from steering_pts.ledger import Ledger, LedgerReader
 from steering_pts.oracles.base import Oracle
 from steering_pts.oracles.registry import choose_oracle, make_oracle
 from steering_pts.progress import RunProgress
+from steering_pts.prompts import encode_prompts
 from steering_pts.rollouts import EngineRollouts
 from steering_pts.settings import JsonValue, SamplerSettings, SearchSettings, as_json
 
@@ -41,9 +43,22 @@ class RunFolder:
         return self.path / "pivots.jsonl"
 
     @property
+    def activations(self) -> Path:
+        """The recorded states."""
+        return self.path / "activations.safetensors"
+
+    @property
     def vectors(self) -> Path:
         """The folder of vector files, which a server can be pointed at."""
         return self.path / "vectors"
+
+    def clear(self) -> None:
+        """Removes the files of the run, and nothing else that may be in the folder."""
+        for path in self.path.glob(f"{self.ledger.name}*"):
+            path.unlink()
+        for path in (self.pivots, self.activations):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.vectors, ignore_errors=True)
 
     def read(self) -> LedgerReader:
         """The run's ledger for reading.
@@ -119,14 +134,11 @@ def discover_into(
 
     Raises:
         ModelError: The model can't be loaded.
+        SearchError: The model has no chat template and `raw` is not asked for, or prompts are too long for it.
         LedgerError: The folder holds another run, or somebody else is writing to it.
     """
     with rollouts(choice, sampler) as (model, source):
-        if not raw and not model.info.facts.chat_supported:
-            raise OracleError(
-                f"{choice.source} has no chat template; pass --raw to give it the questions as they are"
-            )
-        folder.path.mkdir(parents=True, exist_ok=True)
+        prompts = encode_prompts(model, problems, raw=raw)
         settings: dict[str, JsonValue] = {
             "model": choice.source,
             "model_config_digest": model.info.config_digest,
@@ -140,7 +152,7 @@ def discover_into(
         }
         ledger = Ledger.open(folder.ledger, settings)
         try:
-            Discovery(model, source, oracle, ledger, sampler, search, seed, raw, progress).run(problems)
+            Discovery(model, prompts, source, oracle, ledger, sampler, search, seed, progress).run(problems)
             tokenizer = model.loaded.tokenizer
             ledger.export_pivots_jsonl(folder.pivots, lambda ids: str(tokenizer.decode(list(ids))))
         finally:

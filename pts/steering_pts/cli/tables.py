@@ -50,19 +50,21 @@ def print_pivots(pivots: Sequence[Mapping[str, Any]], limit: int) -> None:
     """Pivots as a table, the token in its context, the better token of the pair in green."""
     console = Console()
     table = Table(title=f"{len(pivots)} pivotal tokens", title_justify="left")
-    for name in ("question", "context and token", "instead", "effect", "95 %", "p(token)", "q"):
+    for name in ("question", "context and token", "instead"):
         table.add_column(name, overflow="fold")
+    for name in ("effect (95 %)", "p(token)", "q"):
+        table.add_column(name, no_wrap=True, justify="right")
     for pivot in pivots[:limit]:
         good = pivot["delta"] > 0
-        context = Text("…" + pivot["prefix"][-_CONTEXT_CHARACTERS:])
+        prefix = pivot["prefix"]
+        context = Text(prefix if len(prefix) <= _CONTEXT_CHARACTERS else "…" + prefix[-_CONTEXT_CHARACTERS:])
         context.append(pivot["token"], style="bold green" if good else "bold red")
         other = pivot["rejected"] if good else pivot["chosen"]
         table.add_row(
             Text(pivot["question"][:60]),
             context,
             Text(repr(other), style="red" if good else "green"),
-            f"{pivot['delta']:+.2f}",
-            f"{pivot['low']:+.2f} … {pivot['high']:+.2f}",
+            f"{pivot['delta']:+.2f} ({pivot['low']:+.2f}…{pivot['high']:+.2f})",
             f"{pivot['probability']:.2f}",
             f"{pivot['q_value']:.2g}",
         )
@@ -87,17 +89,16 @@ def print_vectors(report: VectorReport, *, as_json: bool) -> None:
     console = Console()
     if report.vectors:
         table = Table(title="vectors", title_justify="left")
-        for name in ("file", "method", "block", "strength", "pivots", "match", "validation lift (95 %)"):
-            table.add_column(name)
+        for name in ("name", "method", "block", "strength", "pivots", "validation lift (95 %)"):
+            table.add_column(name, no_wrap=True)
         for made in report.vectors:
             lift = made.lift
             table.add_row(
-                str(made.path),
+                made.name,
                 made.method,
                 str(made.block),
                 f"{made.strength:.3g}",
                 str(made.events),
-                f"{made.min_match} ids",
                 "not measured"
                 if lift is None
                 else f"{lift.lift:+.3f} ({lift.low95:+.3f} … {lift.high95:+.3f})",
