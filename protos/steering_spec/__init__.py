@@ -7,7 +7,15 @@ Imports no torch. Everybody else builds on it: the client constructs these types
 from steering_spec.admission import ModelFacts, VectorFacts, request_violations
 from steering_spec.completion import Completion, FinishReason, SteeringAct, StreamDelta, Token, Usage
 from steering_spec.naming import VectorRef
-from steering_spec.request import Chat, ChatMessage, GenerationSpec, PromptIds, PromptText, SamplingParams
+from steering_spec.request import (
+    Chat,
+    ChatMessage,
+    GenerationSpec,
+    Prompt,
+    PromptIds,
+    PromptText,
+    SamplingParams,
+)
 from steering_spec.resources import ModelInfo, VectorInfo, VectorLayer
 from steering_spec.steering import (
     Add,
@@ -36,6 +44,7 @@ __all__ = [
     "ModelInfo",
     "Phase",
     "Positions",
+    "Prompt",
     "PromptIds",
     "PromptText",
     "SamplingParams",

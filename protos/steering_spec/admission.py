@@ -7,6 +7,7 @@ server's facts is one that the server runs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def request_violations(
     find_vector: Callable[[VectorRef], VectorFacts | None] | None = None,
     prompt_ids: tuple[int, ...] | None = None,
 ) -> list[Violation]:
-    """Everything that keeps a request from being run; empty when it can be.
+    """Everything that keeps a request from being run (at most `MAX_VIOLATIONS`); empty when it can be.
 
     Args:
         spec: The request.
@@ -55,27 +56,37 @@ def request_violations(
         find_vector: Looks a vector up by id, ignoring the pin; None skips what depends on vectors.
         prompt_ids: The tokenized prompt; None skips what depends on its length.
     """
-    found = list(_prompt_violations(spec, model))
-    found += _sampling_violations(spec.sampling)
+    found = _violations(spec, model, find_vector, prompt_ids)
+    return list(itertools.islice(found, limits.MAX_VIOLATIONS))
+
+
+def _violations(
+    spec: GenerationSpec,
+    model: ModelFacts | None,
+    find_vector: Callable[[VectorRef], VectorFacts | None] | None,
+    prompt_ids: tuple[int, ...] | None,
+) -> Iterator[Violation]:
+    yield from _prompt_violations(spec, model)
+    yield from _sampling_violations(spec.sampling)
     if len(spec.request_id) > limits.MAX_REQUEST_ID_CHARACTERS:
-        found.append(Violation("request_id", f"longer than {limits.MAX_REQUEST_ID_CHARACTERS} characters"))
+        yield Violation("request_id", f"longer than {limits.MAX_REQUEST_ID_CHARACTERS} characters")
     if model is not None and spec.model and spec.model != model.name:
-        found.append(
-            Violation("model", f"{spec.model!r} is not served here; the served model is {model.name!r}",
-                      ViolationKind.NOT_FOUND)
+        yield Violation(
+            "model",
+            f"{spec.model!r} is not served here; the served model is {model.name!r}",
+            ViolationKind.NOT_FOUND,
         )
     if model is not None and prompt_ids is not None:
-        found += _length_violations(spec, model, prompt_ids)
+        yield from _tokenized_prompt_violations(spec, model, prompt_ids)
     if spec.steering is not None:
         if len(spec.steering.rules) > limits.MAX_RULES:
-            found.append(Violation("steering.rules", f"more than {limits.MAX_RULES} rules"))
+            yield Violation("steering.rules", f"more than {limits.MAX_RULES} rules")
         prompt_length = None if prompt_ids is None else len(prompt_ids)
         max_steps = None if model is None else model.max_context_tokens
         for index, rule in enumerate(spec.steering.rules[: limits.MAX_RULES]):
             path = f"steering.rules[{index}]"
-            found += _rule_violations(path, rule, model, find_vector)
-            found += selector_violations(f"{path}.selector", rule.selector, prompt_length, max_steps)
-    return found
+            yield from _rule_violations(path, rule, model, find_vector)
+            yield from selector_violations(f"{path}.selector", rule.selector, prompt_length, max_steps)
 
 
 def _prompt_violations(spec: GenerationSpec, model: ModelFacts | None) -> Iterator[Violation]:
@@ -86,11 +97,10 @@ def _prompt_violations(spec: GenerationSpec, model: ModelFacts | None) -> Iterat
     elif isinstance(prompt, PromptIds):
         if not prompt.ids:
             yield Violation("tokens.ids", "the prompt is empty")
-        if model is not None:
-            for index, token_id in enumerate(prompt.ids):
-                if not 0 <= token_id < model.vocab_size:
-                    yield Violation(f"tokens.ids[{index}]", f"{token_id} is outside [0, {model.vocab_size})")
-                    break
+        vocab_size = limits.INT32_MAX if model is None else model.vocab_size
+        for index, token_id in enumerate(prompt.ids):
+            if not 0 <= token_id < vocab_size:
+                yield Violation(f"tokens.ids[{index}]", f"{token_id} is outside [0, {vocab_size})")
     else:
         yield from _chat_violations(prompt, model)
 
@@ -100,22 +110,28 @@ def _chat_violations(chat: Chat, model: ModelFacts | None) -> Iterator[Violation
         yield Violation("chat.messages", "the prompt is empty")
     for index, message in enumerate(chat.messages):
         if message.role not in ROLES:
-            yield Violation(f"chat.messages[{index}].role", f"{message.role[:40]!r} is none of {', '.join(ROLES)}")
+            yield Violation(
+                f"chat.messages[{index}].role", f"{message.role[:40]!r} is none of {', '.join(ROLES)}"
+            )
     if chat.final_message_open and chat.messages and chat.messages[-1].role != "assistant":
         yield Violation("chat.final_message_open", "only an assistant message can be left open")
     if model is not None and not model.chat_supported:
-        yield Violation("chat", "the model has no chat template; send text or tokens", ViolationKind.PRECONDITION)
+        yield Violation(
+            "chat", "the model has no chat template; send text or tokens", ViolationKind.PRECONDITION
+        )
 
 
 def _sampling_violations(sampling: SamplingParams) -> Iterator[Violation]:
     if not 0 <= sampling.temperature <= limits.MAX_TEMPERATURE:
-        yield Violation("sampling.temperature", f"{sampling.temperature} is outside [0, {limits.MAX_TEMPERATURE:g}]")
+        yield Violation(
+            "sampling.temperature", f"{sampling.temperature} is outside [0, {limits.MAX_TEMPERATURE:g}]"
+        )
     if not 0 < sampling.top_p <= 1:
         yield Violation("sampling.top_p", f"{sampling.top_p} is outside (0, 1]")
-    if sampling.top_k is not None and sampling.top_k < 1:
-        yield Violation("sampling.top_k", f"{sampling.top_k} is below 1; leave it unset to keep all tokens")
-    if sampling.max_tokens is not None and sampling.max_tokens < 1:
-        yield Violation("sampling.max_token_count", f"{sampling.max_tokens} is below 1")
+    if sampling.top_k is not None:
+        yield from _count_violations("sampling.top_k", sampling.top_k)
+    if sampling.max_tokens is not None:
+        yield from _count_violations("sampling.max_token_count", sampling.max_tokens)
     if sampling.seed is not None and not -(2**63) <= sampling.seed < 2**63:
         yield Violation("sampling.seed", "outside the range of a signed 64-bit integer")
     if len(sampling.stop) > limits.MAX_STOP_SEQUENCES:
@@ -128,7 +144,19 @@ def _sampling_violations(sampling: SamplingParams) -> Iterator[Violation]:
             )
 
 
-def _length_violations(spec: GenerationSpec, model: ModelFacts, prompt_ids: tuple[int, ...]) -> Iterator[Violation]:
+def _count_violations(field: str, value: int, least: int = 1) -> Iterator[Violation]:
+    if not least <= value <= limits.INT32_MAX:
+        yield Violation(field, f"{value} is outside [{least}, {limits.INT32_MAX}]")
+
+
+def _tokenized_prompt_violations(
+    spec: GenerationSpec, model: ModelFacts, prompt_ids: tuple[int, ...]
+) -> Iterator[Violation]:
+    if not isinstance(spec.prompt, PromptIds) and max(prompt_ids, default=0) >= model.vocab_size:
+        # A tokenizer may know more tokens than the model.
+        yield Violation(
+            "prompt", f"its token {max(prompt_ids)} is none of the model's {model.vocab_size} tokens"
+        )
     room = model.max_context_tokens - len(prompt_ids)
     asked = spec.sampling.max_tokens
     if room < 1:
@@ -150,7 +178,10 @@ def _rule_violations(
     find_vector: Callable[[VectorRef], VectorFacts | None] | None,
 ) -> Iterator[Violation]:
     if not math.isfinite(rule.strength) or abs(rule.strength) > limits.MAX_STRENGTH:
-        yield Violation(f"{path}.strength", f"{rule.strength} is outside [-{limits.MAX_STRENGTH:g}, {limits.MAX_STRENGTH:g}]")
+        yield Violation(
+            f"{path}.strength",
+            f"{rule.strength} is outside [-{limits.MAX_STRENGTH:g}, {limits.MAX_STRENGTH:g}]",
+        )
     yield from _layer_violations(f"{path}.layers", rule.layers, model)
     if rule.trigger is not None:
         yield from _trigger_violations(f"{path}.trigger", rule.trigger)
@@ -160,19 +191,18 @@ def _rule_violations(
         yield Violation(f"{path}.vector", str(error))
         return
     if find_vector is not None:
-        yield from _vector_violations(path, rule, ref, find_vector(ref))
+        layer_count = limits.INT32_MAX if model is None else model.layer_count
+        yield from _vector_violations(path, rule, ref, find_vector(ref), layer_count)
 
 
 def _layer_violations(path: str, layers: tuple[int, ...], model: ModelFacts | None) -> Iterator[Violation]:
     seen: set[int] = set()
+    layer_count = limits.INT32_MAX if model is None else model.layer_count
     for index, layer in enumerate(layers):
-        if layer < 0 or (model is not None and layer >= model.layer_count):
-            expected = "at least 0" if model is None else f"in [0, {model.layer_count})"
-            yield Violation(f"{path}[{index}]", f"block {layer} does not exist; expected {expected}")
+        if not 0 <= layer < layer_count:
+            yield Violation(f"{path}[{index}]", f"block {layer} does not exist; expected [0, {layer_count})")
         elif layer in seen:
             yield Violation(f"{path}[{index}]", f"block {layer} is named twice")
-        if len(seen) > limits.MAX_CLAUSES * limits.MAX_RULES:
-            return
         seen.add(layer)
 
 
@@ -183,20 +213,23 @@ def _trigger_violations(path: str, trigger: ContextTrigger) -> Iterator[Violatio
         "max_firing_count": trigger.max_firings,
     }
     for name, value in at_least_one.items():
-        if value is not None and value < 1:
-            yield Violation(f"{path}.{name}", f"{value} is below 1")
-    if trigger.cooldown_steps < 0:
-        yield Violation(f"{path}.context.cooldown_step_count", f"{trigger.cooldown_steps} is below 0")
+        if value is not None:
+            yield from _count_violations(f"{path}.{name}", value)
+    yield from _count_violations(f"{path}.context.cooldown_step_count", trigger.cooldown_steps, least=0)
 
 
-def _vector_violations(path: str, rule: SteeringRule, ref: VectorRef, facts: VectorFacts | None) -> Iterator[Violation]:
+def _vector_violations(
+    path: str, rule: SteeringRule, ref: VectorRef, facts: VectorFacts | None, layer_count: int
+) -> Iterator[Violation]:
     if facts is None:
         yield Violation(f"{path}.vector", f"no vector {ref.id!r} is loaded", ViolationKind.NOT_FOUND)
         return
     if ref.sha256 is not None and ref.sha256 != facts.sha256:
-        yield Violation(f"{path}.vector", f"{ref.id!r} is loaded with the digest {facts.sha256}, not {ref.sha256}")
+        yield Violation(
+            f"{path}.vector", f"{ref.id!r} is loaded with the digest {facts.sha256}, not {ref.sha256}"
+        )
     for index, layer in enumerate(rule.layers):
-        if layer >= 0 and layer not in facts.layers:
+        if 0 <= layer < layer_count and layer not in facts.layers:
             yield Violation(
                 f"{path}.layers[{index}]",
                 f"vector {ref.id!r} has no direction at block {layer}; it has {list(facts.layers)}",
@@ -241,7 +274,9 @@ def _position_violations(
         return
     for index, position in enumerate(positions.positions):
         where = f"{path}.positions[{index}]"
-        if not in_prompt and position < 0:
+        if abs(position) > limits.INT32_MAX:
+            yield Violation(where, f"{position} does not fit into 32 bits")
+        elif not in_prompt and position < 0:
             yield Violation(where, f"step {position}: steps count from 0, the generation's end is not known")
         elif in_prompt and prompt_length is not None and not -prompt_length <= position < prompt_length:
             yield Violation(where, f"position {position} is outside a prompt of {prompt_length} tokens")
@@ -254,6 +289,9 @@ def _window_violations(
 ) -> Iterator[Violation]:
     where = f"{path}.range"
     start, end = window.start, window.end
+    if abs(start) > limits.INT32_MAX or abs(end or 0) > limits.INT32_MAX:
+        yield Violation(where, f"[{start}, {end}) does not fit into 32 bits")
+        return
     if not in_prompt and (start < 0 or (end is not None and end < 0)):
         yield Violation(where, f"[{start}, {end}): steps count from 0, the generation's end is not known")
         return
@@ -261,10 +299,14 @@ def _window_violations(
         start = start + prompt_length if start < 0 else start
         end = prompt_length if end is None else end + prompt_length if end < 0 else end
         if start < 0 or end < 0 or start >= prompt_length or end > prompt_length:
-            yield Violation(where, f"[{window.start}, {window.end}) reaches outside a prompt of {prompt_length} tokens")
+            yield Violation(
+                where, f"[{window.start}, {window.end}) reaches outside a prompt of {prompt_length} tokens"
+            )
             return
     same_side = end is not None and (start < 0) == (end < 0)
     if end is not None and same_side and end <= start:
-        yield Violation(where, f"[{window.start}, {window.end}) selects nothing; the end must lie after the start")
+        yield Violation(
+            where, f"[{window.start}, {window.end}) selects nothing; the end must lie after the start"
+        )
     elif not in_prompt and max_context is not None and start >= max_context:
         yield Violation(where, f"step {start} can't be reached in a context of {max_context} tokens")

@@ -14,4 +14,6 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_VECTOR_FILE_BYTES = 32 * 1024 * 1024
 MAX_PAGE_SIZE = 1_000
 DEFAULT_PAGE_SIZE = 50
+MAX_VIOLATIONS = 256
+"""Most violations that are told at once; a request may have millions of faulty positions."""
 INT32_MAX = 2**31 - 1

@@ -6,7 +6,7 @@ that was interrupted at any moment is continued by the same command, and ends wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steering_engine.model import SteeredModel
@@ -23,7 +23,6 @@ from steering_pts.search import CompletionSearch, Outcome, Trace
 from steering_pts.seeds import derive_seed
 from steering_pts.settings import SamplerSettings, SearchSettings
 from steering_pts.statistics import beta_posterior_between
-from steering_spec import Chat, ChatMessage, PromptText
 
 _SAVE_EVERY = 1024
 """Rollouts sampled between two commits: what a kill can cost."""
@@ -35,23 +34,24 @@ class Discovery:
 
     Attributes:
         model: The model whose pivots are looked for.
+        prompts: Prompt ids by problem, from `steering_pts.prompts.encode_prompts`.
         source: Samples its completions.
         oracle: Says which are right.
         ledger: Where everything is kept.
         sampler: How completions are drawn.
         search: How pivots are searched for and confirmed.
         seed: Seed of the run.
-        raw: Whether questions are plain prompts, not messages for the chat template.
+        progress: Shows how far it is.
     """
 
     model: SteeredModel
+    prompts: Mapping[str, tuple[int, ...]]
     source: RolloutSource
     oracle: Oracle
     ledger: Ledger
     sampler: SamplerSettings
     search: SearchSettings
     seed: int
-    raw: bool
     progress: RunProgress
 
     def run(self, problems: Sequence[Problem]) -> None:
@@ -82,7 +82,7 @@ class Discovery:
         with self.progress.phase("sampling completions", len(missing)) as advance:
             for start in range(0, len(missing), _SAVE_EVERY):
                 batch = missing[start : start + _SAVE_EVERY]
-                prompts = [self._prompt_ids(problem) for problem, _ in batch]
+                prompts = [self.prompts[problem.id] for problem, _ in batch]
                 seeds = [derive_seed(self.seed, problem.id, index, "base") for problem, index in batch]
                 requests = [
                     RolloutRequest(prompt, self._room(prompt), seed)
@@ -225,11 +225,6 @@ class Discovery:
         return derive_seed(self.seed, key.completion_id, key.position, key.arm, key.stage, key.index)
 
     # --- text -----------------------------------------------------------------------------------------------------
-
-    def _prompt_ids(self, problem: Problem) -> tuple[int, ...]:
-        if self.raw:
-            return self.model.prompt_ids(PromptText(problem.question))
-        return self.model.prompt_ids(Chat((ChatMessage("user", problem.question),)))
 
     def _room(self, prefix: Sequence[int]) -> int:
         return min(self.sampler.max_tokens, self.model.info.facts.max_context_tokens - len(prefix))

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steering_client import AsyncClient
+from steering_pts.concurrency import map_concurrently
 from steering_pts.data import Problem
 from steering_pts.oracles.base import Oracle, Verdict
 from steering_pts.oracles.registry import judge_all
 from steering_pts.progress import Advance, RunProgress
+from steering_pts.prompts import question_prompt
 from steering_pts.seeds import derive_seed
 from steering_pts.settings import SamplerSettings
 from steering_pts.statistics import Estimate, paired_bootstrap_lift
 from steering_spec import (
-    Chat,
-    ChatMessage,
     Completion,
     FinishReason,
-    PromptText,
     SamplingParams,
     SteeringSpec,
 )
@@ -85,26 +85,23 @@ class Evaluation:
         ]
 
     async def _complete(self, arms: Sequence[Arm], advance: Advance) -> list[list[Completion]]:
-        gate = asyncio.Semaphore(_IN_FLIGHT)
         async with AsyncClient(self.target) as client:
 
-            async def one(problem: Problem, arm: Arm) -> Completion:
-                async with gate:
-                    completion = await client.generate(
-                        self._prompt(problem),
-                        sampling=self._sampling(problem),
-                        steering=arm.steering,
-                        steering_trace=True,
-                    )
+            async def one(pair: tuple[Arm, Problem]) -> Completion:
+                arm, problem = pair
+                completion = await client.generate(
+                    question_prompt(problem, raw=self.raw),
+                    sampling=self._sampling(problem),
+                    steering=arm.steering,
+                    steering_trace=True,
+                )
                 advance(len(completion.tokens))
                 return completion
 
-            async with asyncio.TaskGroup() as group:
-                tasks = [[group.create_task(one(problem, arm)) for problem in self.problems] for arm in arms]
-        return [[task.result() for task in row] for row in tasks]
-
-    def _prompt(self, problem: Problem) -> PromptText | Chat:
-        return PromptText(problem.question) if self.raw else Chat((ChatMessage("user", problem.question),))
+            pairs = list(itertools.product(arms, self.problems))
+            completions = await map_concurrently(one, pairs, _IN_FLIGHT)
+        count = len(self.problems)
+        return [completions[row * count : (row + 1) * count] for row in range(len(arms))]
 
     def _sampling(self, problem: Problem) -> SamplingParams:
         return SamplingParams(

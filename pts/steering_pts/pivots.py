@@ -87,5 +87,5 @@ def best_alternative(alternatives: Sequence[AlternativeCount], *, worst: bool) -
     def rate(count: AlternativeCount) -> float:
         return (count.successes + 1) / (count.successes + count.failures + 2)
 
-    # With many rare alternatives none reaches a tenth; the most frequent one stands for them.
-    return (min if worst else max)(common or alternatives[:1], key=lambda c: (rate(c), c.token_id))
+    # Of many rare alternatives none reaches a tenth; then all take part.
+    return (min if worst else max)(common or alternatives, key=lambda c: (rate(c), c.token_id))

@@ -52,4 +52,7 @@ class RunProgress:
                 bar.update(task, advance=1, rate=rate)
 
             yield advance
-        self._console.print(f"{name}: {done}" + (f" ({tokens:,} tokens)" if tokens else ""), highlight=False)
+        if done:  # a run that goes on skips what the ledger holds
+            self._console.print(
+                f"{name}: {done}" + (f" ({tokens:,} tokens)" if tokens else ""), highlight=False
+            )

@@ -11,6 +11,7 @@ from typing import Protocol, Self
 
 from steering_engine.engine.base import EngineRequest, Sampling
 from steering_engine.model import SteeredModel
+from steering_pts.concurrency import map_concurrently
 from steering_pts.settings import SamplerSettings
 from steering_spec import Completion, FinishReason, GenerationSpec
 
@@ -79,38 +80,26 @@ class EngineRollouts:
     async def _sample_all(
         self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None
     ) -> list[Rollout]:
-        gate = asyncio.Semaphore(_IN_FLIGHT)
-
         async def one(request: RolloutRequest) -> Rollout:
-            async with gate:
-                rollout = await self._sample_one(request)
+            rollout = await self._sample_one(request)
             if on_done is not None:
                 on_done(len(rollout.ids))
             return rollout
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(request)) for request in requests]
-        return [task.result() for task in tasks]
+        return await map_concurrently(one, requests, _IN_FLIGHT)
 
     def complete(
         self, specs: Sequence[GenerationSpec], on_done: Callable[[int], None] | None = None
     ) -> list[Completion]:
         """Completes whole requests, steering included, in the order given."""
 
-        async def one(gate: asyncio.Semaphore, spec: GenerationSpec) -> Completion:
-            async with gate:
-                completion = await self._model.generate(spec)
+        async def one(spec: GenerationSpec) -> Completion:
+            completion = await self._model.generate(spec)
             if on_done is not None:
                 on_done(len(completion.tokens))
             return completion
 
-        async def everything() -> list[Completion]:
-            gate = asyncio.Semaphore(_IN_FLIGHT)
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(gate, spec)) for spec in specs]
-            return [task.result() for task in tasks]
-
-        return self._runner.run(everything())
+        return self._runner.run(map_concurrently(one, specs, _IN_FLIGHT))
 
     async def _sample_one(self, request: RolloutRequest) -> Rollout:
         self._count += 1
@@ -136,8 +125,10 @@ class EngineRollouts:
 
     def close(self) -> None:
         """Closes the model and the event loop."""
-        self._runner.run(self._model.close())
-        self._runner.close()
+        try:
+            self._runner.run(self._model.close())
+        finally:
+            self._runner.close()
 
     def __enter__(self) -> Self:
         return self

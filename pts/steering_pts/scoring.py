@@ -11,6 +11,10 @@ from steering_engine.loading import LoadedModel
 from steering_pts.settings import SamplerSettings
 
 _ROWS_PER_FORWARD = 4096
+_LOGITS_PER_FORWARD = 1 << 28  # 1 GiB in float32: with a vocabulary of 150,000 that is 1,800 rows
+_LOGITS_AT_ONCE = (
+    1 << 24
+)  # turned into float64 probabilities, of which the sampler's filters make several copies
 
 
 def score_completions(
@@ -28,9 +32,10 @@ def score_completions(
     """
     results: list[tuple[float, ...]] = [()] * len(completions)
     order = sorted(range(len(completions)), key=lambda i: sum(map(len, completions[i])))
+    most_rows = min(_ROWS_PER_FORWARD, _LOGITS_PER_FORWARD // loaded.vocab_size)
     while order:
         longest = sum(map(len, completions[order[-1]]))
-        batch = [order.pop() for _ in range(min(len(order), max(1, _ROWS_PER_FORWARD // longest)))]
+        batch = [order.pop() for _ in range(min(len(order), max(1, most_rows // longest)))]
         for index, probabilities in zip(
             batch, _score(loaded, [completions[i] for i in batch], sampler), strict=True
         ):
@@ -51,11 +56,23 @@ def _score(
     logits = loaded.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     results = []
     for row, (prompt, ids) in enumerate(batch):
-        rows = logits[row, len(prompt) - 1 : len(prompt) + len(ids) - 1].float()
-        constant = torch.ones(len(ids), device=loaded.device)
-        probabilities = token_probabilities(
-            rows, constant * sampler.temperature, (constant * sampler.top_k).long(), constant * sampler.top_p
+        predicting = logits[row, len(prompt) - 1 : len(prompt) + len(ids) - 1]
+        chosen = torch.tensor(ids, device=loaded.device)
+        size = max(1, _LOGITS_AT_ONCE // loaded.vocab_size)
+        parts = [slice(start, start + size) for start in range(0, len(ids), size)]
+        results.append(
+            tuple(p for part in parts for p in _chosen_probabilities(predicting[part], chosen[part], sampler))
         )
-        chosen = probabilities.gather(-1, torch.tensor(ids, device=loaded.device)[:, None]).squeeze(-1)
-        results.append(tuple(chosen.clamp(0.0, 1.0).tolist()))
     return results
+
+
+def _chosen_probabilities(
+    logits: torch.Tensor, chosen: torch.Tensor, sampler: SamplerSettings
+) -> list[float]:
+    """Pi of the chosen ids `[rows]` under the sampler, from logits `[rows, vocab]`."""
+    constant = torch.ones(len(chosen), device=logits.device)
+    probabilities = token_probabilities(
+        logits, constant * sampler.temperature, (constant * sampler.top_k).long(), constant * sampler.top_p
+    )
+    values: list[float] = probabilities.gather(-1, chosen[:, None]).squeeze(-1).clamp(0.0, 1.0).tolist()
+    return values

@@ -46,13 +46,13 @@ def server_process(model: str, vectors: Path) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)  # noqa: S603 -- our own command
         try:
             assert process.stdout is not None  # noqa: S101 -- a pipe was asked for
-            # The first line says that it is ready; an end of the stream says that it gave up.
-            match = _LISTENING.match(process.stdout.readline())
+            # One line says that it is ready; an end of the stream says that it gave up.
+            match = next(filter(None, map(_LISTENING.match, process.stdout)), None)
             if match is None:
-                process.wait()
+                code = process.wait()
                 log.seek(0)
                 raise ServerProcessError(
-                    f"the server did not start: {log.read().strip() or process.returncode}"
+                    f"the server did not start: {log.read().strip() or f'it ended with code {code}'}"
                 )
             yield match[1]
         finally:

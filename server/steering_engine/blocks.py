@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from steering_engine.steering.plan import BatchPlan
 from steering_engine.steering.table import DirectionTable
 
 
-def find_blocks(model: nn.Module) -> nn.ModuleList:
+def find_blocks(model: Any) -> nn.ModuleList:
     """The list of decoder blocks: the one list of modules as long as the configuration says there are blocks.
 
     Raises:
@@ -26,7 +27,9 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count and _alike(module)
     }
     # A list inside a block (experts, say) can have the same length; the blocks are the outermost.
-    outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists if other != name)]
+    outermost = [
+        name for name in lists if not any(name.startswith(f"{other}.") for other in lists if other != name)
+    ]
     if len(outermost) != 1:
         found = ", ".join(outermost) or "none"
         raise ModelError(
@@ -43,22 +46,35 @@ def _alike(modules: nn.ModuleList) -> bool:
 class SteeringHooks:
     """Forward hooks on every block that apply the current batch's plan to resid_post (the block's output).
 
-    Without a plan the hooks return at once, so forwards outside the engine are never touched.
+    A plan belongs to the thread that set it. Without one the hooks return at once, so forwards outside the engine
+    (recording, scoring) are never touched, not even while the engine runs beside them.
     """
 
     def __init__(self, blocks: nn.ModuleList, table: DirectionTable) -> None:
         self._table = table
-        self.plan: BatchPlan | None = None
+        self._of_thread = threading.local()
         self._handles = [
-            block.register_forward_hook(lambda _module, _args, output, index=index: self._steer(index, output))
+            block.register_forward_hook(
+                lambda _module, _args, output, index=index: self._steer(index, output)
+            )
             for index, block in enumerate(blocks)
         ]
 
+    @property
+    def plan(self) -> BatchPlan | None:
+        """What this thread's next forward does."""
+        return getattr(self._of_thread, "plan", None)
+
+    @plan.setter
+    def plan(self, plan: BatchPlan | None) -> None:
+        self._of_thread.plan = plan
+
     def _steer(self, block: int, output: Any) -> Any:
-        if not self.plan:
+        plan = self.plan
+        if not plan:
             return None
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        steered = self.plan.apply(block, hidden[0], self._table)[None]
+        steered = plan.apply(block, hidden[0], self._table)[None]
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
     def remove(self) -> None:

@@ -1,12 +1,13 @@
 """Errors of the engine.
 
-    EngineError
-    ├── ModelError             a model that can't be loaded or can't be run
-    ├── VectorFileError        a vector file that is wrong; `.problems` says everything that is
-    │   └── VectorMismatchError    a sound vector file that was made for another model
-    ├── VectorExistsError      a name that is loaded with another file
-    ├── PromptError            a prompt that can't be turned into ids
-    └── EngineStoppedError     the engine stopped (or failed) before the request was done
+EngineError
+├── ModelError             a model that can't be loaded or can't be run
+├── VectorFileError        a vector file that is wrong; `.problems` says everything that is
+│   └── VectorMismatchError    a sound vector file that was made for another model
+├── VectorExistsError      a name that is loaded with another file
+├── PromptError            a prompt that can't be turned into ids
+├── NotFiniteError         a request's logits are not finite, most often because it is steered too strongly
+└── EngineStoppedError     the engine stopped (or failed) before the request was done
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class VectorExistsError(EngineError):
 
 class PromptError(EngineError):
     """A prompt that can't be turned into token ids; the message says why."""
+
+
+class NotFiniteError(EngineError):
+    """A request's logits are not finite, so there is nothing to sample; only this request ends."""
 
 
 class EngineStoppedError(EngineError):

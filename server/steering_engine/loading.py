@@ -16,6 +16,8 @@ from steering_engine.errors import ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+_MAX_REASON_CHARACTERS = 300
+_UNBOUNDED_CONTEXT = 1 << 30  # a configuration may name no limit; the cache is one then
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
@@ -54,6 +56,12 @@ class LoadedModel:
         return int(self.model.config.get_text_config().num_hidden_layers)
 
     @property
+    def context_tokens(self) -> int:
+        """Positions that the model knows."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or _UNBOUNDED_CONTEXT)
+
+    @property
     def vocab_size(self) -> int:
         """Ids that the model has an embedding for."""
         return int(self.model.get_input_embeddings().weight.shape[0])
@@ -84,15 +92,19 @@ def load_model(source: str, device: str = "auto", dtype: str = "auto") -> Loaded
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES.get(dtype, "auto"))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{source}: can't be loaded: {_first_line(error)}") from error
+        model = model.to(target)
+    except Exception as error:
+        raise ModelError(f"{source}: can't be loaded: {_one_line(error)}") from error
+    if not tokenizer("a")["input_ids"]:
+        # What the library makes up for a folder without tokenizer files.
+        raise ModelError(f"{source}: its tokenizer knows no tokens; is tokenizer.json there?")
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"{source}: its tokenizer is not a fast one (tokenizer.json), which streaming needs")
     if dtype == "auto" and target.type == "cpu" and model.dtype == torch.float16:
         model = model.float()
     return LoadedModel(
         source=source,
-        model=model.to(target).eval().requires_grad_(requires_grad=False),
+        model=model.eval().requires_grad_(requires_grad=False),
         tokenizer=tokenizer,
         config_digest=config_digest(config),
         tokenizer_digest=hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
@@ -112,11 +124,13 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ModelError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device {name!r} was asked for, but this machine has no CUDA device")
     return device
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MAX_REASON_CHARACTERS else text[: _MAX_REASON_CHARACTERS - 1] + "…"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,6 @@ from steering_spec import (
 )
 
 __all__ = ["EngineLimits", "SteeredModel"]
-
-_UNBOUNDED_CONTEXT = 1 << 30  # models without learned positions name no limit; the cache is one then
 
 
 class SteeredModel:
@@ -94,20 +92,23 @@ class SteeredModel:
                     return event
         raise EngineStoppedError("the request was cancelled")
 
-    async def stream(self, spec: GenerationSpec) -> AsyncIterator[StreamDelta | Completion]:
+    async def stream(self, spec: GenerationSpec) -> AsyncGenerator[StreamDelta | Completion, None]:
         """Makes one completion, yielding what is new at every step; the last item is the whole completion.
 
         Close the iterator (`contextlib.aclosing`) to stop early; that frees the request's row at the next step.
 
         Raises:
             InvalidRequestError: The request can't be run; raised before the first item, with everything wrong at once.
+            NotFiniteError: The request is steered so strongly that there is nothing to sample.
             EngineStoppedError: The engine stopped before the request was done.
         """
         async with aclosing(self._events(spec, streaming=True)) as events:
             async for event in events:
                 yield event
 
-    async def _events(self, spec: GenerationSpec, *, streaming: bool) -> AsyncIterator[StreamDelta | Completion]:
+    async def _events(
+        self, spec: GenerationSpec, *, streaming: bool
+    ) -> AsyncGenerator[StreamDelta | Completion, None]:
         accepted = time.perf_counter()
         request = self._prepare(spec, streaming=streaming)
         plan = request.plan
@@ -116,9 +117,10 @@ class SteeredModel:
         texts: list[str] = []
         first_token = 0.0
         finish = None
-        async with aclosing(self.engine.submit(request)) as chunks:  # type: ignore[type-var]
+        submitted = time.perf_counter()
+        async with aclosing(self.engine.submit(request)) as chunks:
             async for chunk in chunks:
-                first_token = first_token or time.perf_counter() - accepted
+                first_token = submitted - accepted + (chunk.first_token_seconds or 0.0)
                 tokens += chunk.tokens
                 acts += chunk.acts
                 texts.append(chunk.text)
@@ -133,7 +135,7 @@ class SteeredModel:
             usage=Usage(
                 prompt_tokens=len(request.prompt_ids),
                 generated_tokens=len(tokens),
-                steered_rows=len({(act.step, act.prompt_position) for act in acts}),
+                steered_rows=len({_row(act, len(request.prompt_ids)) for act in acts}),
                 first_token_seconds=first_token,
                 total_seconds=time.perf_counter() - accepted,
             ),
@@ -156,7 +158,9 @@ class SteeredModel:
         room = facts.max_context_tokens - len(prompt_ids)
         return EngineRequest(
             # Callers may reuse their ids; the engine's must be unique.
-            request_id=f"{spec.request_id}#{next(self._counter)}" if spec.request_id else f"request-{next(self._counter)}",
+            request_id=f"{spec.request_id}#{next(self._counter)}"
+            if spec.request_id
+            else f"request-{next(self._counter)}",
             prompt_ids=prompt_ids,
             sampling=Sampling(
                 temperature=sampling.temperature,
@@ -200,7 +204,9 @@ class SteeredModel:
             {"continue_final_message": True} if chat.final_message_open else {"add_generation_prompt": True}
         )
         try:
-            encoded = self.loaded.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+            encoded = self.loaded.tokenizer.apply_chat_template(
+                messages, tokenize=True, return_dict=True, **options
+            )
         except (TemplateError, ValueError, TypeError) as error:
             fault = Violation("chat.messages", f"the model's chat template refuses them: {error}")
             raise InvalidRequestError([fault]) from error
@@ -216,15 +222,18 @@ class SteeredModel:
         await self.engine.close()
 
 
+def _row(act: SteeringAct, prompt_length: int) -> int:
+    # The last prompt row is step 0 too, so a rule of each phase may name it in its own way.
+    return act.prompt_position or 0 if act.step is None else prompt_length - 1 + act.step
+
+
 def _describe(loaded: LoadedModel, name: str, limits: EngineLimits) -> ModelInfo:
-    config = loaded.model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or _UNBOUNDED_CONTEXT
     return ModelInfo(
         facts=ModelFacts(
             name=f"models/{name}",
             layer_count=loaded.block_count,
             vocab_size=loaded.vocab_size,
-            max_context_tokens=limits.context_tokens(context),
+            max_context_tokens=limits.context_tokens(loaded.context_tokens),
             default_max_tokens=limits.default_max_tokens,
             chat_supported=loaded.tokenizer.chat_template is not None,
         ),
@@ -234,5 +243,3 @@ def _describe(loaded: LoadedModel, name: str, limits: EngineLimits) -> ModelInfo
         config_digest=loaded.config_digest,
         tokenizer_digest=loaded.tokenizer_digest,
     )
-
-

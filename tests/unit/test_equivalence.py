@@ -24,7 +24,19 @@ from tests.support.models import save_tiny_model
 from tests.support.vectors import save_random_vector
 
 NEW_TOKENS = 12
-FAMILIES = ["llama", "qwen3", "mistral", "gemma3", "phi3", "olmo2", "gpt2", "gpt_neox", "qwen2", "qwen3_moe", "granite"]
+FAMILIES = [
+    "llama",
+    "qwen3",
+    "mistral",
+    "gemma3",
+    "phi3",
+    "olmo2",
+    "gpt2",
+    "gpt_neox",
+    "qwen2",
+    "qwen3_moe",
+    "granite",
+]
 
 
 @dataclass(frozen=True)
@@ -39,19 +51,23 @@ class Case:
 
 
 CASES = [
-    Case((0,), 1.0, Selector.every_step(), range(0, 99)),
-    Case((1,), -1.0, Selector.steps(0), range(0, 1)),
+    Case((0,), 1.0, Selector.every_step(), range(99)),
+    Case((1,), -1.0, Selector.steps(0), range(1)),
     Case((2,), 2.0, Selector.steps(3), range(3, 4)),
     Case((0, 2), 0.5, Selector.step_window(2, 5), range(2, 5)),
-    Case((1,), 1.5, Selector.prompt_positions(0, -2), range(0, 0), (0, -2)),
+    Case((1,), 1.5, Selector.prompt_positions(0, -2), range(0), (0, -2)),
     Case((0, 1, 2), 1.0, Selector.step_window(6), range(6, 99)),
-    Case((2,), 3.0, Selector.prompt_window(1, 4), range(0, 0), (1, 2, 3)),
-    Case((), 1.0, Selector.every_step(), range(0, 0)),
+    Case((2,), 3.0, Selector.prompt_window(1, 4), range(0), (1, 2, 3)),
+    Case((), 1.0, Selector.every_step(), range(0)),
 ]
 
 
 def nnsight_greedy(
-    model: TransformersModel, prompt: tuple[int, ...], completion: tuple[int, ...], case: Case, deltas: dict[int, torch.Tensor]
+    model: TransformersModel,
+    prompt: tuple[int, ...],
+    completion: tuple[int, ...],
+    case: Case,
+    deltas: dict[int, torch.Tensor],
 ) -> list[int]:
     """The most likely token after every prefix of one request alone, its rows changed by nnsight, without a cache.
 
@@ -61,7 +77,9 @@ def nnsight_greedy(
     path = next(name for name, module in model._module.named_modules() if module is blocks)
     ids = [*prompt, *completion[:-1]]
     last = len(prompt) - 1
-    rows = [row % len(prompt) for row in case.prompt_rows] + [last + step for step in case.steps if last + step < len(ids)]
+    rows = [row % len(prompt) for row in case.prompt_rows] + [
+        last + step for step in case.steps if last + step < len(ids)
+    ]
     with torch.no_grad(), model.trace(torch.tensor([ids])):
         for block in case.blocks:
             envoy = model.get(f"{path}.{block}")
@@ -100,6 +118,8 @@ async def test_a_mixed_batch_equals_nnsight_on_each_request_alone(family: str, t
         got = await asyncio.gather(*(model.generate(spec) for spec in specs))
     finally:
         await model.close()
-    reference = TransformersModel(model.loaded.model, task="text-generation", tokenizer=model.loaded.tokenizer)
+    reference = TransformersModel(
+        model.loaded.model, task="text-generation", tokenizer=model.loaded.tokenizer
+    )
     for case, prompt, by_block, completion in zip(CASES, prompts, deltas, got, strict=True):
         assert list(completion.ids) == nnsight_greedy(reference, prompt, completion.ids, case, by_block), case

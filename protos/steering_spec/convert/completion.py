@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from google.protobuf.duration_pb2 import Duration
+
 from steering.v1 import generation_pb2
 from steering_spec.completion import Completion, FinishReason, SteeringAct, StreamDelta, Token, Usage
 from steering_spec.convert.request import steering_from_proto, steering_to_proto
@@ -23,13 +25,16 @@ def token_to_proto(token: Token) -> generation_pb2.Token:
 
 def act_to_proto(act: SteeringAct) -> generation_pb2.SteeringEvent:
     """Writes one steering act."""
-    return generation_pb2.SteeringEvent(
+    message = generation_pb2.SteeringEvent(
         rule_index=act.rule_index,
         layers=act.layers,
-        step=act.step,
-        prompt_position=act.prompt_position,
         match_token_count=act.match_tokens,
     )
+    if act.step is not None:
+        message.step = act.step
+    if act.prompt_position is not None:
+        message.prompt_position = act.prompt_position
+    return message
 
 
 def act_from_proto(message: generation_pb2.SteeringEvent) -> SteeringAct:
@@ -46,12 +51,12 @@ def act_from_proto(message: generation_pb2.SteeringEvent) -> SteeringAct:
 
 def delta_to_proto(delta: StreamDelta) -> generation_pb2.TokenDelta:
     """Writes newly decoded tokens; their acts travel as messages of their own."""
-    return generation_pb2.TokenDelta(text=delta.text, tokens=[token_to_proto(token) for token in delta.tokens])
+    return generation_pb2.TokenDelta(
+        text=delta.text, tokens=[token_to_proto(token) for token in delta.tokens]
+    )
 
 
-def delta_from_proto(
-    message: generation_pb2.TokenDelta, acts: tuple[SteeringAct, ...] = ()
-) -> StreamDelta:
+def delta_from_proto(message: generation_pb2.TokenDelta, acts: tuple[SteeringAct, ...] = ()) -> StreamDelta:
     """Reads newly decoded tokens, with the acts that came before them."""
     return StreamDelta(message.text, tuple(Token(token.id, token.logprob) for token in message.tokens), acts)
 
@@ -67,8 +72,8 @@ def completion_to_proto(completion: Completion) -> generation_pb2.GenerateResult
             prompt_token_count=usage.prompt_tokens,
             generated_token_count=usage.generated_tokens,
             steered_row_count=usage.steered_rows,
-            first_token_duration=timedelta(seconds=usage.first_token_seconds),
-            total_duration=timedelta(seconds=usage.total_seconds),
+            first_token_duration=_duration(usage.first_token_seconds),
+            total_duration=_duration(usage.total_seconds),
         ),
         steering_events=[act_to_proto(act) for act in completion.acts],
         seed=completion.seed,
@@ -77,6 +82,12 @@ def completion_to_proto(completion: Completion) -> generation_pb2.GenerateResult
     if completion.applied_steering is not None:
         message.applied_steering.CopyFrom(steering_to_proto(completion.applied_steering))
     return message
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration
 
 
 def completion_from_proto(message: generation_pb2.GenerateResult) -> Completion:

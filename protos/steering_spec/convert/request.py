@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from steering.v1 import generation_pb2, steering_pb2
-from steering_spec.request import Chat, ChatMessage, GenerationSpec, Prompt, PromptIds, PromptText, SamplingParams
+from steering_spec.request import (
+    Chat,
+    ChatMessage,
+    GenerationSpec,
+    Prompt,
+    PromptIds,
+    PromptText,
+    SamplingParams,
+)
 from steering_spec.steering import (
     Add,
     Clause,
@@ -220,6 +228,8 @@ def _clause_to_proto(clause: Clause) -> steering_pb2.Clause:
         message.positions.positions.extend(clause.predicate.positions)
         message.positions.SetInParent()
     elif isinstance(clause.predicate, Window):
-        message.range.CopyFrom(steering_pb2.PositionRange(start=clause.predicate.start, end=clause.predicate.end))
+        message.range.CopyFrom(
+            steering_pb2.PositionRange(start=clause.predicate.start, end=clause.predicate.end)
+        )
         message.range.SetInParent()
     return message

@@ -5,24 +5,37 @@ Exit codes: 0 done; 2 wrong input, with one clear error on standard error; 130 i
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
+from steering_client.errors import SteeringError
 from steering_engine.errors import EngineError
-from steering_pts.cli.app import app
 from steering_pts.errors import PtsError
 from steering_spec import InvalidRequestError
+
+_INTERRUPTED = 130
 
 
 def main() -> None:
     """Runs the command line and turns expected errors into one message and an exit code."""
+    # What a command has started, a server say, ends with it; without a handler SIGTERM would skip every `finally`.
+    signal.signal(signal.SIGTERM, _leave)
     try:
+        # Imported here: it takes seconds, in which Ctrl-C should not end in a traceback.
+        from steering_pts.cli.app import app  # noqa: PLC0415
+
         app()
-    except (PtsError, EngineError, InvalidRequestError) as error:
+    except (PtsError, EngineError, InvalidRequestError, SteeringError) as error:
         print(f"pts: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Typer turns an interrupt of a running command into an exit.
+        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+            raise
         print("pts: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe has gone, `pts show RUN | head`
-        sys.stderr.close()
-        sys.exit(1)
+        sys.exit(_INTERRUPTED)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -16,6 +16,7 @@ from steering_pts.data import Problem
 from steering_pts.discovery import Discovery
 from steering_pts.errors import LedgerError
 from steering_pts.ledger import Ledger, LedgerReader
+from steering_pts.ledger.lock import WriterLock
 from steering_pts.oracles.base import Oracle
 from steering_pts.oracles.registry import choose_oracle, make_oracle
 from steering_pts.progress import RunProgress
@@ -53,12 +54,19 @@ class RunFolder:
         return self.path / "vectors"
 
     def clear(self) -> None:
-        """Removes the files of the run, and nothing else that may be in the folder."""
-        for path in self.path.glob(f"{self.ledger.name}*"):
-            path.unlink()
-        for path in (self.pivots, self.activations):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.vectors, ignore_errors=True)
+        """Removes the files of the run, and nothing else that may be in the folder.
+
+        Raises:
+            LedgerLockedError: Another process is writing to it.
+        """
+        lock = WriterLock(self.ledger)
+        try:
+            ledger = [self.ledger.with_name(self.ledger.name + suffix) for suffix in ("", "-wal", "-shm")]
+            for path in (*ledger, self.pivots, self.activations):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(self.vectors, ignore_errors=True)
+        finally:
+            lock.release()
 
     def read(self) -> LedgerReader:
         """The run's ledger for reading.

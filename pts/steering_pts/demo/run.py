@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,10 +22,12 @@ from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_f
 from steering_pts.data import Problem, load_problems
 from steering_pts.demo.kinds import decision_kind
 from steering_pts.demo.report import DemoFigures, print_report, write_report
+from steering_pts.errors import SearchError
 from steering_pts.evaluation import Arm, ArmResult, Evaluation
 from steering_pts.ledger import LedgerReader
 from steering_pts.oracles.base import Oracle
 from steering_pts.progress import RunProgress
+from steering_pts.prompts import encode_prompts
 from steering_pts.server_process import server_process
 from steering_pts.settings import SamplerSettings, SearchSettings
 from steering_pts.vectors.events import EventGroup
@@ -67,9 +68,10 @@ def run_demo(options: DemoOptions) -> None:
     """
     started = time.perf_counter()
     report_path = options.folder / "report.json"
-    if report_path.exists():
-        shutil.rmtree(options.folder)
     folder = RunFolder(options.folder)
+    if report_path.exists():
+        folder.clear()
+        report_path.unlink()
     progress = RunProgress()
     choice = ModelChoice(MODEL)
     training = load_problems("demo:train", limit=options.problems, shuffle_seed=options.seed)
@@ -79,7 +81,7 @@ def run_demo(options: DemoOptions) -> None:
         with folder.read() as ledger:
             made = _vectors(folder, ledger, choice, oracle, options.seed, progress)
             if not made.vectors:
-                raise SystemExit("pts demo: no vector helped on the validation problems; see above")
+                raise SearchError("no vector helped on the validation problems: " + "; ".join(made.left_out))
             evaluation, arms = _evaluate(folder, made.vectors, held_out, oracle, options.seed, progress)
             unsteered, steered = arms[0], arms[1]
             figures = DemoFigures(
@@ -127,7 +129,8 @@ def _vectors(
             names[kind] += 1
             return kind if names[kind] == 1 else f"{kind}-{names[kind]}"
 
-        measure = Validation(model, source, oracle, validation, _SAMPLER, seed, False, progress)
+        prompts = encode_prompts(model, validation, raw=False)
+        measure = Validation(model, source, oracle, validation, prompts, _SAMPLER, seed, progress)
         return make_vectors(ledger, measure, folder.vectors, VectorOptions(), progress, name_of)
 
 

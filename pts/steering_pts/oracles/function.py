@@ -19,7 +19,7 @@ class FunctionOracle:
         """Imports `module:function`; modules of the current folder are found too.
 
         Raises:
-            OracleError: There is no such module or function.
+            OracleError: There is no such module or function, or the module can't be run.
         """
         self.name = name
         module_name, _, function_name = name.partition(":")
@@ -27,8 +27,9 @@ class FunctionOracle:
             sys.path.append(here)
         try:
             function = getattr(importlib.import_module(module_name), function_name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise OracleError(f"oracle {name!r} can't be imported: {error}") from error
+        except Exception as error:  # a module may be anyone's code
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise OracleError(f"oracle {name!r} can't be imported: {reason}") from error
         if not callable(function):
             raise OracleError(f"oracle {name!r} is a {type(function).__name__}, not a function")
         self._function: Callable[[Problem, str], object] = function

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -14,6 +15,7 @@ from steering_pts.oracles.function import FunctionOracle
 from steering_pts.oracles.math import MathOracle, is_mathematics
 
 ORACLES: Final[Mapping[str, Callable[[], Oracle]]] = {"math": MathOracle, "exact": ExactOracle}
+_logger = logging.getLogger(__name__)
 CHOICES: Final = (
     "math (the gold answer is a number or a formula, perhaps after #### or in \\boxed{}), "
     f"exact (one line of at most {MAX_CHARACTERS} characters), "
@@ -60,17 +62,23 @@ def judge_all(oracle: Oracle, items: Sequence[tuple[Problem, str, bool]]) -> lis
     """A judgement for each (problem, completion, truncated), in order.
 
     A truncated completion is censored without asking the oracle, and so is one on which the
-    oracle raises; the explanation says why. Neither ever counts as success or failure.
+    oracle raises; the explanation says why. Neither ever counts as success or failure. How often
+    the oracle raised is logged as a warning.
     """
-    return [_judge(oracle, *item) for item in items]
+    failures: list[str] = []
+    judgements = [_judge(oracle, *item, failures) for item in items]
+    if failures:
+        _logger.warning("%d of %d completions: %s", len(failures), len(items), failures[0])
+    return judgements
 
 
-def _judge(oracle: Oracle, problem: Problem, completion: str, truncated: bool) -> Judgement:
+def _judge(
+    oracle: Oracle, problem: Problem, completion: str, truncated: bool, failures: list[str]
+) -> Judgement:
     if truncated:
         return Judgement(Verdict.CENSORED, None, "the completion was cut off before its end")
     try:
         return oracle.judge(problem, completion)
     except Exception as error:  # noqa: BLE001  # an oracle may be anyone's code
-        return Judgement(
-            Verdict.CENSORED, None, f"oracle {oracle.name} raised {type(error).__name__}: {error}"
-        )
+        failures.append(f"oracle {oracle.name} raised {type(error).__name__}: {error}")
+        return Judgement(Verdict.CENSORED, None, failures[-1])

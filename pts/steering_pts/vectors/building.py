@@ -90,8 +90,8 @@ class VectorMaker:
         states = self.recording.states
         return paired_difference(states["chosen"][block][at], states["rejected"][block][at], weights)
 
-    def reliability(self, candidate: Candidate) -> float:
-        """Split-half reliability of a candidate's method at its block."""
+    def reliability(self, candidate: Candidate) -> float | None:
+        """Split-half reliability of a candidate's method at its block; None with one event, which has no halves."""
         return split_half_cosine(
             lambda rows: self.make(candidate.method, candidate.block, rows), len(self.group.events)
         )

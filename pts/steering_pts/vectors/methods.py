@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -91,14 +91,14 @@ def optimised(
     return (residual_norm * vector).detach().cpu()
 
 
-def split_half_cosine(make: Any, count: int) -> float:
+def split_half_cosine(make: Callable[[list[int]], torch.Tensor], count: int) -> float | None:
     """Reliability: the cosine between the directions made from the even and from the odd events.
 
     Args:
         make: Makes a direction `[hidden]` from a list of event indices.
-        count: Number of events; with fewer than two there are no halves, and the cosine is 0.
+        count: Number of events; with fewer than two there are no halves, and the answer is None.
     """
     if count < 2:
-        return 0.0
+        return None
     first, second = make(list(range(0, count, 2))), make(list(range(1, count, 2)))
     return float(torch.cosine_similarity(first.double(), second.double(), dim=0))

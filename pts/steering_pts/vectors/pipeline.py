@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from steering_engine.vectors.file import save_vector
+from steering_engine.errors import VectorFileError
+from steering_engine.vectors.file import load_vector, save_vector
 from steering_engine.vectors.schema import HeldOutLift
 from steering_pts.ledger import LedgerReader
 from steering_pts.progress import RunProgress
@@ -67,7 +69,7 @@ def make_vectors(
     progress: RunProgress,
     name_of: Callable[[EventGroup, int], str] = lambda _group, index: f"pivot-{index + 1}",
 ) -> VectorReport:
-    """Makes the vectors of a run.
+    """Makes the vectors of a run; those that were made of it before and are not made again are removed.
 
     With validation problems, a group's method, block and strength are those with the largest lift there, and a group
     without a certain lift gets no file. Without them, the paired difference at the middle block is written as it is.
@@ -107,7 +109,16 @@ def make_vectors(
         vector = _make_one(maker, validation, name, folder, options, blocks, provenance, left_out)
         if vector is not None:
             made.append(vector)
+    _remove_others(folder, {vector.path for vector in made}, provenance.run_digest)
     return VectorReport(tuple(made), tuple(left_out))
+
+
+def _remove_others(folder: Path, made: set[Path], run_digest: str) -> None:
+    """A server that is pointed at the folder must not load what validation has meanwhile thrown out."""
+    for path in set(folder.glob("*.safetensors")) - made:
+        with suppress(VectorFileError):  # not one of ours
+            if load_vector(path).metadata.source_run_digest == run_digest:
+                path.unlink()
 
 
 def _make_one(

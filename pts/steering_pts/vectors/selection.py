@@ -7,7 +7,7 @@ lower end of its lift's interval is above zero; everything else is reported and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steering_engine.model import SteeredModel
@@ -23,13 +23,10 @@ from steering_pts.settings import SamplerSettings
 from steering_pts.statistics import paired_bootstrap_lift
 from steering_pts.vectors.building import Candidate, Provenance, VectorMaker, to_vector
 from steering_spec import (
-    Chat,
-    ChatMessage,
     ContextTrigger,
     FinishReason,
     GenerationSpec,
-    Prompt,
-    PromptText,
+    PromptIds,
     SamplingParams,
     SteeringRule,
     SteeringSpec,
@@ -58,9 +55,9 @@ class Validation:
         source: Runs them.
         oracle: Judges them.
         problems: Validation problems, none of which the vectors were made from.
+        prompts: Their prompt ids, from `steering_pts.prompts.encode_prompts`.
         sampler: How completions are drawn.
         seed: Seed of the run.
-        raw: Whether questions are plain prompts.
         progress: Shows how far it is.
     """
 
@@ -68,9 +65,9 @@ class Validation:
     source: EngineRollouts
     oracle: Oracle
     problems: Sequence[Problem]
+    prompts: Mapping[str, tuple[int, ...]]
     sampler: SamplerSettings
     seed: int
-    raw: bool
     progress: RunProgress
 
     def successes(self, steerings: Sequence[SteeringSpec | None], count: int, phase: str) -> list[list[bool]]:
@@ -90,17 +87,17 @@ class Validation:
         return [solved[i * len(problems) : (i + 1) * len(problems)] for i in range(len(steerings))]
 
     def _spec(self, problem: Problem, steering: SteeringSpec | None) -> GenerationSpec:
-        prompt: Prompt = (
-            PromptText(problem.question) if self.raw else Chat((ChatMessage("user", problem.question),))
-        )
+        prompt_ids = self.prompts[problem.id]
+        # As in discovery, a completion gets what room the context leaves.
+        room = self.model.info.facts.max_context_tokens - len(prompt_ids)
         sampling = SamplingParams(
             temperature=self.sampler.temperature,
             top_p=self.sampler.top_p,
             top_k=self.sampler.top_k or None,
-            max_tokens=self.sampler.max_tokens,
+            max_tokens=min(self.sampler.max_tokens, room),
             seed=derive_seed(self.seed, problem.id, "validation"),
         )
-        return GenerationSpec(prompt, sampling, steering)
+        return GenerationSpec(PromptIds(prompt_ids), sampling, steering)
 
 
 def choose(

@@ -76,7 +76,9 @@ def per_request_attention(
     if query.shape[2] == query_starts.numel() - 1 and int(kwargs["max_length_q"]) == 1:
         output = _decode(query[0], keys[0], values[0], key_starts, scale, window)
     else:
-        output = _mixed(query[0], keys[0], values[0], query_starts.tolist(), key_starts.tolist(), scale, window)
+        output = _mixed(
+            query[0], keys[0], values[0], query_starts.tolist(), key_starts.tolist(), scale, window
+        )
     return output[None], None
 
 
@@ -92,7 +94,9 @@ def _decode(
     heads, requests, head_dim = query.shape
     lengths = key_starts[1:] - key_starts[:-1]
     offsets = torch.arange(int(lengths.max()), device=query.device)
-    index = (key_starts[:-1, None] + offsets).clamp_max(keys.shape[1] - 1).long()
+    # Padding repeats the request's own last key. Another request's would do as long as it is finite: a masked weight
+    # of 0 times a value of infinity is no number, and one request would spoil its neighbours.
+    index = (key_starts[:-1, None] + torch.minimum(offsets, lengths[:, None] - 1)).long()
     valid = offsets < lengths[:, None]
     if window is not None:
         valid &= offsets >= lengths[:, None] - window

@@ -6,7 +6,7 @@ the rollouts of discovery and the tests all speak to this protocol, so what serv
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,12 +68,14 @@ class EngineChunk:
         text: Text that is now final: whole characters, never part of a stop sequence, no special tokens.
         acts: Steering acts on the rows that led to these tokens.
         finish_reason: Set on the last chunk only.
+        first_token_seconds: From submission to the first token; None until there is one.
     """
 
     tokens: tuple[Token, ...]
     text: str
     acts: tuple[SteeringAct, ...] = ()
     finish_reason: FinishReason | None = None
+    first_token_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +86,22 @@ class EngineStats:
     waiting_requests: int
     generated_tokens: int
     steered_rows: int
-    free_cache_tokens: int
+    free_cache_tokens: int  # unused pages, and those that are only kept for prefix sharing
 
 
 class Engine(Protocol):
     """Generates completions for many requests in one batch, each steered by its own plan."""
 
-    def submit(self, request: EngineRequest) -> AsyncIterator[EngineChunk]:
+    def submit(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """Starts a request and yields chunks; the last one has a finish reason.
 
         Closing the iterator (`contextlib.aclosing`) or cancelling its task frees the request's row at the next step.
         Must be called on a running event loop; one engine serves one loop at a time.
 
         Raises:
+            ValueError: The id is running already, an id of the prompt is none of the model's, or prompt and completion
+                together don't fit into the cache.
+            NotFiniteError: The request's logits are not finite.
             EngineStoppedError: The engine stopped before the request was done.
         """
         ...

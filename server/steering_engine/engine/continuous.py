@@ -4,11 +4,19 @@ Everything that touches the library's non-public parts is in this module, and te
 sentence when an upgrade moves one of them. The seams:
 
 - `ContinuousBatchingManager._create_batch_processor`: where our model runner and salted cache are put in.
+- `ContinuousBatchingManager._run_generation_loop` and `._generation_loop_body`: after each step callers are woken, and
+  when the thread ends nobody is left waiting.
+- `ContinuousBatchingManager.switch_to_cb_friendly_attn`: where the CPU gets its own attention.
+- `ContinuousBatchProcessor.prepare_next_batch`, `._generation_step`, `.update_batch`: the steps of the model's trial.
 - `ModelRunner.compute_batch`: which rows of which request a forward holds, known before it runs.
 - `ModelRunner._sample`: our sampler in place of the library's, with random numbers that belong to each request.
 - `RequestState.update_and_check_completion`: every accepted token, and the decision that a request is finished.
+- `RequestState.create_equivalent_initial_request`: how a request goes on after it had to give up its pages.
+- `Scheduler.block_new_requests`: stays set when the last active request is cancelled after a preemption.
+- `OutputRouter.deliver`: where failures of requests arrive.
 - `PagedAttentionCache.search_prefix_match` and `.mark_complete_blocks`: the two doors of prefix sharing. Both hash
   token ids; they are handed salted ids from the first page that a request may steer.
+- `BlockLedger.cached_blocks`: pages that nobody uses and that are only kept for sharing.
 
 The engine runs synchronously (no double buffering), so a context trigger sees every token before the next step.
 """
@@ -16,11 +24,14 @@ The engine runs synchronously (no double buffering), so a context trigger sees e
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 import torch
+from torch.nn.functional import cosine_similarity
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
@@ -43,13 +54,19 @@ from steering_engine.engine.limits import PAGE_TOKENS, EngineLimits
 from steering_engine.engine.run import Run
 from steering_engine.engine.salt import salted_ids
 from steering_engine.engine.text import TextStream
-from steering_engine.errors import EngineStoppedError, ModelError
+from steering_engine.errors import EngineStoppedError, ModelError, NotFiniteError
 from steering_engine.loading import LoadedModel
 from steering_engine.steering.plan import BatchPlan
 from steering_engine.steering.table import DirectionTable
 from steering_spec import Token
 
-class _State(RequestState):
+# Short enough for one cache page each, so that the trial fits into any cache and leaves nothing to share in it.
+_TRIAL_PROMPTS = (3, 11)
+_TRIAL_TOKENS = 3
+_TRIAL_TOLERANCE = {True: 1e-5, False: 3e-2}  # by whether the model runs in float32; BLOOM differs by 1e-4
+
+
+class _State(RequestState):  # type: ignore[misc]  # the library has no types
     """The library's state of a request, tied to our `Run`."""
 
     run: Run
@@ -59,7 +76,7 @@ class _State(RequestState):
     def of(cls, run: Run, eos_ids: frozenset[int]) -> _State:
         request = run.request
         state = cls(
-            request_id=request.request_id,
+            request_id=run.key,
             initial_tokens=list(request.prompt_ids),
             max_new_tokens=request.sampling.max_tokens,
             eos_token_id=sorted(eos_ids) if request.sampling.stop_at_eos else -1,
@@ -69,6 +86,9 @@ class _State(RequestState):
 
     def update_and_check_completion(self, token_id: int, logprob: float | None) -> bool:
         finished: bool = super().update_and_check_completion(token_id, None)
+        if self.run.failed:  # there was nothing to sample; the id means nothing
+            self.status = RequestStatus.FINISHED
+            return True
         if self.run.accept(Token(token_id, logprob or 0.0), token_id in self.eos_ids) and not finished:
             self.status = RequestStatus.FINISHED
             finished = True
@@ -82,7 +102,7 @@ class _State(RequestState):
         return state  # type: ignore[no-any-return]
 
 
-class _SaltedCache(PagedAttentionCache):
+class _SaltedCache(PagedAttentionCache):  # type: ignore[misc]
     """The paged cache, with pages shared only between requests that steer them alike."""
 
     runs: dict[str, Run]
@@ -105,11 +125,12 @@ class _SaltedCache(PagedAttentionCache):
             self.cache_allocators[name].mark_complete_blocks(state.request_id, ids, count)
 
 
-class _Runner(ModelRunner):
+class _Runner(ModelRunner):  # type: ignore[misc]
     """Runs a batch: puts its steering plan before the hooks, and samples."""
 
     hooks: SteeringHooks
     runs: list[Run]
+    trial_scores: torch.Tensor
 
     def compute_batch(self, model: torch.nn.Module, batch_data: dict[str, Any]) -> None:
         plan = BatchPlan()
@@ -134,7 +155,8 @@ class _Runner(ModelRunner):
 
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         count = len(self.runs)
-        if count == 0:
+        if count == 0:  # rows of the trial, or none that predicts a token
+            self.trial_scores = scores[0]
             return
         device = scores.device
         settings = [run.request.sampling for run in self.runs]
@@ -149,34 +171,52 @@ class _Runner(ModelRunner):
             if run.request.banned_first_ids and run.step == 0:
                 banned = torch.tensor(run.request.banned_first_ids, device=device)
                 probabilities[row] = sampling.ban(probabilities[row], banned)
+        self._fail_rows_without_distribution(probabilities)
         uniforms = torch.tensor([run.uniform() for run in self.runs], dtype=torch.float64, device=device)
         ids, logprobs = sampling.draw(probabilities, temperature, uniforms)
         output_ids[0, :count].copy_(ids)
         # The library carries log-probabilities as the bits of a float32 in an int32 tensor.
         output_ids[1, :count].copy_(logprobs.view(torch.int32))
 
+    def _fail_rows_without_distribution(self, probabilities: torch.Tensor) -> None:
+        # An id out of range would end the engine for everybody, so such rows get any distribution at all.
+        broken = ~torch.isfinite(probabilities.sum(-1))
+        for row in broken.nonzero().flatten().tolist():
+            run = self.runs[row]
+            cause = "; its steering is too strong" if run.steered_rows else ""
+            run.fail(NotFiniteError(f"the logits of token {run.step} are not finite{cause}"))
+            probabilities[row] = 1.0 / probabilities.shape[-1]
 
-class _Router(OutputRouter):
+
+class _Router(OutputRouter):  # type: ignore[misc]
     """Takes the library's results. Tokens have reached their runs already; only failures are news."""
 
     def __init__(self, runs: dict[str, Run]) -> None:
         super().__init__()
         self._runs = runs
+        self.closing = False
 
     def deliver(self, output: GenerationOutput) -> None:
         run = self._runs.get(output.request_id)
         if run is not None and output.error is not None:
-            run.fail(output.error)
+            self.fail(run, output.error)
+
+    def fail(self, run: Run, error: object) -> None:
+        run.fail(
+            EngineStoppedError("the engine was closed" if self.closing else f"the engine failed: {error}")
+        )
 
     def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
         for output in outputs:
             self.deliver(output)
 
 
-class _Manager(ContinuousBatchingManager):
+class _Manager(ContinuousBatchingManager):  # type: ignore[misc]
     """The library's manager with our runner, cache and router in it."""
 
-    def __init__(self, loaded: LoadedModel, hooks: SteeringHooks, runs: dict[str, Run], limits: EngineLimits) -> None:
+    def __init__(
+        self, loaded: LoadedModel, hooks: SteeringHooks, runs: dict[str, Run], limits: EngineLimits
+    ) -> None:
         self._hooks = hooks
         self._runs = runs
         super().__init__(
@@ -211,6 +251,8 @@ class _Manager(ContinuousBatchingManager):
 
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
         processor = super()._create_batch_processor()
+        if isinstance(processor.model_runner, _Runner):  # the library asks again when the thread begins
+            return processor
         cache = processor.cache
         cache.__class__ = _SaltedCache  # adds no state of its own but the runs
         cache.runs = self._runs
@@ -226,10 +268,57 @@ class _Manager(ContinuousBatchingManager):
         processor.model_runner = runner
         return processor
 
+    def _run_generation_loop(self) -> None:
+        super()._run_generation_loop()
+        # A hard stop drops requests that it has just taken from the queue, without a word to anybody.
+        for run in list(self._runs.values()):
+            if not run.done:
+                self.output_router.fail(run, self.background_thread_status.fatal_error)
+
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
+        # After a preemption the library admits nobody until a request finishes. If the last active ones were cancelled
+        # instead, nobody ever would be admitted again.
+        scheduler = batch_processor.scheduler
+        if scheduler.block_new_requests and not scheduler.active_requests:
+            scheduler.block_new_requests = False
         goes_on: bool = super()._generation_loop_body(batch_processor, bootstrapping)
         self.wake_callers()
         return goes_on
+
+    @torch.no_grad()
+    def try_model(self) -> None:
+        """Compares forwards of a batch with ordinary ones, before the thread runs.
+
+        Some architectures do their attention on their own, without asking which rows belong to which request. Their
+        batches end in an error or, worse, in other tokens (StableLM, BLOOM).
+
+        Raises:
+            RuntimeError: They differ.
+        """
+        processor = self.batch_processor
+        histories: dict[str, list[int]] = {}
+        for length in _TRIAL_PROMPTS:
+            name = f"trial {length}"
+            prompt = [
+                token % self.model.config.get_text_config().vocab_size for token in range(length, 2 * length)
+            ]
+            processor.scheduler.add_waiting_request(RequestState(name, prompt, max_new_tokens=_TRIAL_TOKENS))
+            histories[name] = prompt
+        while processor.prepare_next_batch():
+            futures = processor.inputs_and_outputs.requests_in_batch
+            processor.inputs_and_outputs.output_ids.zero_()  # the trial's tokens are all 0
+            self._generation_step()
+            names = [future.state.request_id for future in futures if future.has_new_token]
+            for name, scores in zip(names, processor.model_runner.trial_scores, strict=False):
+                ids = torch.tensor([histories[name]], device=self.model.device)
+                ordinary = self.model(ids, use_cache=False).logits[0, -1]
+                likeness = cosine_similarity(scores.double(), ordinary.double(), dim=0).item()
+                if not likeness > 1 - _TRIAL_TOLERANCE[self.model.dtype == torch.float32]:
+                    raise RuntimeError(
+                        f"its logits differ from an ordinary forward's (cosine {likeness:.6f})"
+                    )
+                histories[name].append(0)
+            processor.update_batch()
 
     def wake_callers(self) -> None:
         """Tells callers that something has come: once per event loop and step, not once per token."""
@@ -238,8 +327,14 @@ class _Manager(ContinuousBatchingManager):
             if run.done or run.request.streaming:
                 by_loop.setdefault(run.loop, []).append(run)
         for loop, runs in by_loop.items():
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # a loop that has been closed has nobody waiting on it
                 loop.call_soon_threadsafe(_set_ready, runs)
+
+    def check_accepting(self) -> None:
+        """Raises EngineStoppedError when the thread has stopped or is about to."""
+        refusal = self.background_thread_status.can_accept_new_requests()
+        if refusal is not None:
+            raise EngineStoppedError(refusal)
 
 
 def _set_ready(runs: list[Run]) -> None:
@@ -258,53 +353,73 @@ class ContinuousEngine:
         """
         self._loaded = loaded
         self._eos_ids = _eos_ids(loaded)
-        self._runs: dict[str, Run] = {}
+        self._limits = limits
+        self._runs: dict[str, Run] = {}  # by key
+        self._running: dict[str, Run] = {}  # by the request's own id
+        self._counter = itertools.count()
+        self._stop_lock = threading.Lock()
         self._generated = 0
         self._steered = 0
         self._hooks = SteeringHooks(find_blocks(loaded.model), table)
         self._attention = loaded.model.config._attn_implementation  # noqa: SLF001
         try:
             self._manager = _Manager(loaded, self._hooks, self._runs, limits)
-            self._manager.batch_processor = self._manager._create_batch_processor()
-        except (ValueError, TypeError, AttributeError, NotImplementedError, KeyError) as error:
-            self._hooks.remove()
+            self._manager.batch_processor = self._manager._create_batch_processor()  # noqa: SLF001 -- a seam
+            self._manager.try_model()
+        except (ValueError, TypeError, AttributeError, RuntimeError, KeyError, MemoryError) as error:
+            self._restore_model()
             raise ModelError(f"{type(loaded.model).__name__} can't be run in batches: {error}") from error
         self._manager.start()
 
-    async def submit(self, request: EngineRequest) -> AsyncIterator[EngineChunk]:
+    async def submit(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """See `Engine.submit`."""
-        if request.request_id in self._runs:
-            raise ValueError(f"request id {request.request_id!r} is already running")
-        refusal = self._manager.background_thread_status.can_accept_new_requests()
-        if refusal is not None:
-            raise EngineStoppedError(refusal)
+        self._check(request)
+        # The library takes new requests and cancellations at the same moment, so an id that was cancelled and is used
+        # again at once would be cancelled again. Its own ids are never used twice.
+        key = f"{request.request_id}#{next(self._counter)}"
         text = TextStream(self._loaded.tokenizer, request.sampling.stop)
-        run = Run(request, text, asyncio.get_running_loop())
-        self._runs[request.request_id] = run
+        run = Run(request, key, text, asyncio.get_running_loop())
+        self._runs[key] = self._running[request.request_id] = run
         try:
             self._manager.input_queue.put(_State.of(run, self._eos_ids))
-            self._manager._wake_up_loop.set()
+            # Asked after the put: a thread that stops says so first and empties the queue then.
+            self._manager.check_accepting()
+            self._manager._wake_up_loop.set()  # noqa: SLF001 -- a seam
             while True:
                 await run.ready.wait()
                 run.ready.clear()
                 chunk = run.take()
                 self._generated += len(chunk.tokens)
-                if chunk.tokens or chunk.finish_reason:
+                if chunk.tokens:
                     yield chunk
-                if run.done:
+                # Not `run.done`: the run may have finished since this chunk was taken, and then another one is due.
+                if chunk.finish_reason is not None or run.cancelled:
                     return
         finally:
-            del self._runs[request.request_id]
+            del self._runs[key], self._running[request.request_id]
             self._steered += run.steered_rows
             if run.finish_reason is None:
-                self._manager.cancel_request(request.request_id)
+                self._manager.cancel_request(key)
+
+    def _check(self, request: EngineRequest) -> None:
+        # What admission sees to for requests from outside; here because such a request would end the engine's thread.
+        if request.request_id in self._running:
+            raise ValueError(f"request id {request.request_id!r} is already running")
+        vocab_size = self._loaded.vocab_size
+        used = (*request.prompt_ids, *request.banned_first_ids)
+        if not request.prompt_ids or min(used) < 0 or max(used) >= vocab_size:
+            raise ValueError(f"a prompt needs at least one id, and all ids must be in [0, {vocab_size})")
+        room = self._limits.context_tokens(self._loaded.context_tokens)
+        asked = len(request.prompt_ids) + request.sampling.max_tokens
+        if request.sampling.max_tokens < 1 or asked > room:
+            raise ValueError(f"prompt and completion together are {asked} tokens; at most {room} fit")
 
     def cancel(self, request_id: str) -> None:
         """See `Engine.cancel`."""
-        run = self._runs.get(request_id)
+        run = self._running.get(request_id)
         if run is not None:
             run.cancelled = True
-            run.loop.call_soon_threadsafe(run.ready.set)
+            run.wake()
 
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
@@ -312,19 +427,27 @@ class ContinuousEngine:
         if processor is None:
             return EngineStats(0, 0, self._generated, self._steered, 0)
         scheduler, cache = processor.scheduler, processor.cache
+        kept = sum(len(allocator.ledger.cached_blocks) for allocator in cache.cache_allocators.values())
         return EngineStats(
             active_requests=len(scheduler.active_requests),
             waiting_requests=len(scheduler.waiting_requests) + self._manager.input_queue.qsize(),
             generated_tokens=self._generated,
             steered_rows=self._steered,
-            free_cache_tokens=int(cache.compute_free_capacity() * cache.num_blocks * PAGE_TOKENS),
+            free_cache_tokens=round((cache.compute_free_capacity() * cache.num_blocks + kept) * PAGE_TOKENS),
         )
 
     async def close(self) -> None:
         """See `Engine.close`."""
-        if self._manager.is_running():
-            await asyncio.to_thread(self._manager.stop, block=True, hard_stop=True)
-            self._manager.wake_callers()
+        self._manager.output_router.closing = True
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        with self._stop_lock:
+            if self._manager.is_running():
+                self._manager.stop(block=True, hard_stop=True)
+            self._restore_model()
+
+    def _restore_model(self) -> None:
         self._hooks.remove()
         if self._loaded.model.config._attn_implementation != self._attention:  # noqa: SLF001
             self._loaded.model.set_attn_implementation(self._attention)

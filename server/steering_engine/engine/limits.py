@@ -1,5 +1,7 @@
-"""Explicit limits of an engine. The library's own defaults size the cache by the machine's memory, which takes most
-of it, and minutes on a CPU."""
+"""Explicit limits of an engine.
+
+The library's own defaults size the cache by the machine's memory, which takes most of it, and minutes on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class EngineLimits:
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.max_context_tokens < 0:
-            raise ModelError(f"max_context_tokens is {self.max_context_tokens}; expected 0 (automatic) or more")
+            raise ModelError(
+                f"max_context_tokens is {self.max_context_tokens}; expected 0 (automatic) or more"
+            )
         if self.max_context_tokens > self.cache_tokens:
             raise ModelError(
                 f"max_context_tokens ({self.max_context_tokens}) exceeds cache_tokens ({self.cache_tokens}): "

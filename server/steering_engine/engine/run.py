@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from contextlib import suppress
 
 from steering_engine.engine.base import EngineChunk, EngineRequest
 from steering_engine.engine.sampling import uniform
 from steering_engine.engine.text import TextStream
-from steering_engine.errors import EngineStoppedError
+from steering_engine.errors import EngineError
 from steering_engine.steering.plan import RowAct, SteeringState
 from steering_spec import FinishReason, SteeringAct, Token
 
 
 class Run:
-    """State of one request.
+    """State of one request; `key` names it among all requests that the engine has ever had.
 
     The engine's thread calls `acts`, `accept` and `fail`; the caller's event loop calls `take` and waits on `ready`.
     """
 
-    def __init__(self, request: EngineRequest, text: TextStream, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, request: EngineRequest, key: str, text: TextStream, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.request = request
+        self.key = key
         self.loop = loop
         self.ready = asyncio.Event()
         self.cancelled = False
@@ -31,7 +36,10 @@ class Run:
         self._step = 0
         self._rows_seen = 0
         self._lock = threading.Lock()
-        self._error: EngineStoppedError | None = None
+        self._error: EngineError | None = None
+        self._submitted = time.perf_counter()
+        self._first_token_seconds: float | None = None
+        self._acts_without_token: list[SteeringAct] = []
         self._new_tokens: list[Token] = []
         self._new_text = ""
         self._new_acts: list[SteeringAct] = []
@@ -39,7 +47,12 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether nothing more will come."""
-        return self.cancelled or self.finish_reason is not None or self._error is not None
+        return self.cancelled or self.finish_reason is not None or self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether the request ended with an error."""
+        return self._error is not None
 
     def uniform(self) -> float:
         """The random number that decides the next token."""
@@ -51,18 +64,21 @@ class Run:
         return self._step
 
     def acts(self, start: int, stop: int) -> list[RowAct]:
-        """What steering does on rows `[start, stop)`; rows seen for the first time are recorded as acts."""
+        """What steering does on rows `[start, stop)`.
+
+        Acts on rows that are reached for the first time are recorded, those of rows that came from shared pages too:
+        the report says what a request's rows are, not which of them had to be computed.
+        """
         plan = self.request.plan
         if self._steering is None or plan is None:
             return []
-        acts = list(self._steering.acts(start, stop))
+        acts = list(self._steering.acts(min(start, self._rows_seen), stop))
         fresh = [act for act in acts if act.row >= self._rows_seen]
         self._rows_seen = max(self._rows_seen, stop)
-        if fresh:
-            self.steered_rows += len({act.row for act in fresh})
-            with self._lock:
-                self._new_acts += [act.describe(plan.prompt_length) for act in fresh]
-        return acts
+        self.steered_rows += len({act.row for act in fresh})
+        # They are told together with the token that they led to, which is not drawn yet.
+        self._acts_without_token += [act.describe(plan.prompt_length) for act in fresh]
+        return [act for act in acts if act.row >= start]
 
     def accept(self, token: Token, is_eos: bool) -> bool:
         """Takes the token of this step; returns whether the request is finished."""
@@ -79,26 +95,39 @@ class Run:
         elif self._steering is not None:
             self._steering.accept(token.id)
         with self._lock:
+            self._first_token_seconds = self._first_token_seconds or time.perf_counter() - self._submitted
             self._new_tokens.append(token)
+            self._new_acts += self._acts_without_token
+            self._acts_without_token = []
             self._new_text += text
             self.finish_reason = reason
         return reason is not None
 
-    def fail(self, message: str) -> None:
-        """Ends the request with an error."""
-        self._error = EngineStoppedError(message)
+    def fail(self, error: EngineError) -> None:
+        """Ends the request with an error, and wakes its caller."""
+        self._error = error
+        self.wake()
+
+    def wake(self) -> None:
+        """Tells the caller that something has come; callable from any thread."""
+        with suppress(RuntimeError):  # a loop that has been closed has nobody waiting on it
+            self.loop.call_soon_threadsafe(self.ready.set)
 
     def take(self) -> EngineChunk:
         """What has come since the last call.
 
         Raises:
-            EngineStoppedError: The request failed.
+            EngineError: The request failed.
         """
         if self._error is not None:
             raise self._error
         with self._lock:
             chunk = EngineChunk(
-                tuple(self._new_tokens), self._new_text, tuple(self._new_acts), self.finish_reason
+                tuple(self._new_tokens),
+                self._new_text,
+                tuple(self._new_acts),
+                self.finish_reason,
+                self._first_token_seconds,
             )
             self._new_tokens, self._new_text, self._new_acts = [], "", []
         return chunk

@@ -12,7 +12,9 @@ import struct
 
 import torch
 
-_UNIFORM_BITS = 52  # one bit fewer than a double's mantissa, so that the largest value stays below 1 when scaled
+_UNIFORM_BITS = (
+    52  # one bit fewer than a double's mantissa, so that the largest value stays below 1 when scaled
+)
 
 
 def uniform(seed: int, step: int) -> float:

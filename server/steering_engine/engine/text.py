@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
+_REPLACEMENT = "\ufffd"
+_MAX_UNFINISHED_TOKENS = 16
+_MAX_CHARACTER_TOKENS = 4  # a character has at most four bytes in UTF-8, a token at least one
 
 
 class TextStream:
@@ -13,13 +15,21 @@ class TextStream:
 
     A byte-level token may end inside a character: the text waits until the character is whole. Text that may still
     become a stop sequence waits too, and once a stop sequence is complete, it and everything after it is dropped.
+
+    Bytes that are no character become U+FFFD, as in any decoding; at the very end of a completion they are dropped,
+    because there they can't be told from a character that is not whole. The library's `DecodeStream` is no help here:
+    it raises ("Invalid prefix") when a byte-fallback tokenizer is given a byte that is no character.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         """`tokenizer` is a fast tokenizer of transformers."""
         self._backend = tokenizer.backend_tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(stop)
+        # A window of ids is decoded at each step: the context, whose text is out and which decides how the next text
+        # is joined (a leading space, say), and the ids after it.
+        self._window: list[int] = []
+        self._context_ids = 0
+        self._sent_characters = 0
         self._waiting = ""
         self.stopped = False
 
@@ -27,20 +37,46 @@ class TextStream:
         """Takes one token; returns the text that is now final. Sets `stopped` when a stop sequence is complete."""
         if self.stopped:
             return ""
-        self._waiting += self._stream.step(self._backend, token_id) or ""
+        self._waiting += self._decode(token_id)
         ends = [at for text in self._stop if (at := self._waiting.find(text)) >= 0]
         if ends:
             self.stopped = True
             final, self._waiting = self._waiting[: min(ends)], ""
             return final
         held = max((_overlap(self._waiting, text) for text in self._stop), default=0)
-        final, self._waiting = self._waiting[: len(self._waiting) - held], self._waiting[len(self._waiting) - held :]
+        end = len(self._waiting) - held
+        final, self._waiting = self._waiting[:end], self._waiting[end:]
         return final
 
     def finish(self) -> str:
         """The text that was still waiting for a stop sequence; none is coming any more."""
         final, self._waiting = self._waiting, ""
         return final
+
+    def _decode(self, token_id: int) -> str:
+        self._window.append(token_id)
+        text = self._text_of(self._window)
+        whole = text.rstrip(_REPLACEMENT)
+        new = whole[self._sent_characters :]
+        self._sent_characters += len(new)
+        unfinished = len(self._window) - self._context_ids
+        if len(whole) == len(text) and new:
+            self._begin_window(self._window[self._context_ids :])
+        elif unfinished > _MAX_UNFINISHED_TOKENS:
+            # These bytes are no character; without an end to the waiting, a run of them would cost its square.
+            kept = self._window[-(_MAX_CHARACTER_TOKENS - 1) :]
+            new += self._text_of(self._window[: -len(kept)])[self._sent_characters :]
+            self._window, self._context_ids, self._sent_characters = kept, 0, 0
+        return new
+
+    def _begin_window(self, context: list[int]) -> None:
+        self._window = context
+        self._context_ids = len(context)
+        self._sent_characters = len(self._text_of(context))
+
+    def _text_of(self, ids: list[int]) -> str:
+        text: str = self._backend.decode(ids, skip_special_tokens=True)
+        return text
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -21,7 +21,9 @@ class RowSet:
     windows: tuple[tuple[int, int | None], ...]
 
     def __contains__(self, row: int) -> bool:
-        return row in self.rows or any(start <= row and (end is None or row < end) for start, end in self.windows)
+        return row in self.rows or any(
+            start <= row and (end is None or row < end) for start, end in self.windows
+        )
 
     def first(self, at_least: int = 0) -> int | None:
         """The first row of the set that is not before `at_least`, or None."""

@@ -15,7 +15,9 @@ class DirectionTable:
     """
 
     def __init__(self, block_count: int, hidden_size: int, device: torch.device) -> None:
-        self._tables = [torch.zeros(8, hidden_size, dtype=torch.float32, device=device) for _ in range(block_count)]
+        self._tables = [
+            torch.zeros(8, hidden_size, dtype=torch.float32, device=device) for _ in range(block_count)
+        ]
         self._used = [0] * block_count
         self._lock = threading.Lock()
 

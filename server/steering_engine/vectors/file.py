@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import os
-import tempfile
+import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from steering_engine.steering.contexts import MAX_CONTEXT_TOKENS
 from steering_engine.vectors.schema import SCHEMA, SteeringVector, VectorMetadata
 
 _UNIT_TOLERANCE = 1e-4
+_DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})\Z")
 
 
 def save_vector(path: Path, vector: SteeringVector) -> str:
@@ -27,24 +29,51 @@ def save_vector(path: Path, vector: SteeringVector) -> str:
     Raises:
         VectorFileError: The vector would not be read back; nothing is written.
     """
-    tensors = {f"direction.{block}": direction for block, direction in sorted(vector.directions.items())}
+    data = encode_vector(vector)
+    checked = parse_vector(data, source=str(path))
+    _write_whole(path, data)
+    return checked.sha256
+
+
+def encode_vector(vector: SteeringVector) -> bytes:
+    """The bytes of a vector file; equal vectors give equal bytes, and so equal digests."""
+    # Copies, because directions are often rows of one matrix, and safetensors refuses tensors that share memory.
+    tensors = {
+        f"direction.{block}": direction.clone(memory_format=torch.contiguous_format)
+        for block, direction in sorted(vector.directions.items())
+    }
     if vector.contexts:
         lengths = torch.tensor([0, *(len(context) for context in vector.contexts)], dtype=torch.int64)
         tensors["context.offsets"] = lengths.cumsum(0)
-        tensors["context.ids"] = torch.tensor([i for context in vector.contexts for i in context], dtype=torch.int32)
+        tensors["context.ids"] = torch.tensor(
+            [i for context in vector.contexts for i in context], dtype=torch.int32
+        )
     fields = vector.metadata.model_dump(mode="json", by_alias=True)
     data = save(tensors, metadata={key: json.dumps(value, sort_keys=True) for key, value in fields.items()})
-    checked = parse_vector(data, source=str(path))
+    return _with_sorted_metadata(data)
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    # The library writes metadata in an order that changes from call to call.
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def _write_whole(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not `tempfile`, whose files only their owner may read.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    return checked.sha256
 
 
 def load_vector(path: Path) -> SteeringVector:
@@ -69,7 +98,9 @@ def parse_vector(data: bytes, source: str) -> SteeringVector:
     except (SafetensorError, ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise VectorFileError(source, [f"not a sound safetensors file: {error}"]) from error
     if "schema" not in header:
-        raise VectorFileError(source, [f"not a steering vector: its metadata name no schema (expected {SCHEMA})"])
+        raise VectorFileError(
+            source, [f"not a steering vector: its metadata name no schema (expected {SCHEMA})"]
+        )
     problems: list[str] = []
     metadata = _metadata(header, problems)
     directions, contexts = _tensors(tensors, metadata, problems)
@@ -91,7 +122,7 @@ def _metadata(texts: dict[str, str], problems: list[str]) -> VectorMetadata | No
     for key, text in texts.items():
         try:
             values[key] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nested too deeply
             problems.append(f"metadata {key!r} is not JSON")
     try:
         return VectorMetadata.model_validate(values)
@@ -107,9 +138,8 @@ def _tensors(
 ) -> tuple[dict[int, torch.Tensor], tuple[tuple[int, ...], ...]]:
     directions: dict[int, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        kind, _, suffix = name.partition(".")
-        if kind == "direction" and suffix.isdecimal() and suffix == str(int(suffix)):
-            directions[int(suffix)] = tensor
+        if match := _DIRECTION.match(name):
+            directions[int(match[1])] = tensor
         elif name not in ("context.ids", "context.offsets"):
             problems.append(f"unknown tensor {name!r}")
     if not directions:
@@ -151,20 +181,22 @@ def _contexts(tensors: dict[str, torch.Tensor], problems: list[str]) -> tuple[tu
         return ()
     if ids is None or offsets is None:
         problems.append("context.ids and context.offsets must come together")
-        return ()
-    if ids.dtype != torch.int32 or ids.ndim != 1 or offsets.dtype != torch.int64 or offsets.ndim != 1:
+    elif ids.dtype != torch.int32 or ids.ndim != 1 or offsets.dtype != torch.int64 or offsets.ndim != 1:
         problems.append("context.ids must be int32 [n] and context.offsets int64 [m + 1]")
-        return ()
-    bounds = offsets.tolist()
-    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
-    if not lengths or bounds[0] != 0 or bounds[-1] != len(ids) or min(lengths) < 1:
+    else:
+        return _split_contexts(ids.tolist(), offsets.tolist(), problems)
+    return ()
+
+
+def _split_contexts(ids: list[int], offsets: list[int], problems: list[str]) -> tuple[tuple[int, ...], ...]:
+    spans = list(itertools.pairwise(offsets))
+    lengths = [end - start for start, end in spans]
+    if not lengths or offsets[0] != 0 or offsets[-1] != len(ids) or min(lengths) < 1:
         problems.append("context.offsets must rise from 0 to the number of ids, without an empty context")
-        return ()
-    if max(lengths) > MAX_CONTEXT_TOKENS:
+    elif max(lengths) > MAX_CONTEXT_TOKENS:
         problems.append(f"a context has {max(lengths)} ids; at most {MAX_CONTEXT_TOKENS} are kept")
-        return ()
-    if int(ids.min()) < 0:
+    elif min(ids) < 0:
         problems.append("context.ids holds a negative id")
-        return ()
-    values = ids.tolist()
-    return tuple(tuple(values[start:end]) for start, end in zip(bounds, bounds[1:], strict=False))
+    else:
+        return tuple(tuple(ids[start:end]) for start, end in spans)
+    return ()

@@ -38,7 +38,15 @@ class RegisteredVector:
     def info(self) -> VectorInfo:
         """What ListVectors tells."""
         metadata = self.vector.metadata
-        told = {"name", "description", "model_id", "hidden_size", "method", "calibrated_strength", "residual_norm"}
+        told = {
+            "name",
+            "description",
+            "model_id",
+            "hidden_size",
+            "method",
+            "calibrated_strength",
+            "residual_norm",
+        }
         rest = metadata.model_dump(mode="json", by_alias=True, exclude=told)
         return VectorInfo(
             name=f"vectors/{self.id}",
@@ -99,7 +107,9 @@ class VectorRegistry:
         except ValueError as error:
             raise InvalidRequestError([Violation("name", str(error))]) from error
         if ref.sha256 is not None:
-            raise InvalidRequestError([Violation("name", "a name to load has no @{sha256}; use the sha256 field")])
+            raise InvalidRequestError(
+                [Violation("name", "a name to load has no @{sha256}; use the sha256 field")]
+            )
         data, origin = (source, ref.id) if isinstance(source, bytes) else (source.read_bytes(), source.name)
         vector = parse_vector(data, origin)
         if sha256 and sha256 != vector.sha256:
@@ -114,7 +124,9 @@ class VectorRegistry:
                         "load the other file under another name"
                     )
                 return present.info
-            slots = {block: self._table.add(block, direction) for block, direction in vector.directions.items()}
+            slots = {
+                block: self._table.add(block, direction) for block, direction in vector.directions.items()
+            }
             registered = RegisteredVector(ref.id, vector, slots, ContextIndex(vector.contexts))
             self._vectors = {**self._vectors, ref.id: registered}
         return registered.info

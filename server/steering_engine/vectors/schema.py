@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-SCHEMA = "steering.vector/1"
+SCHEMA: Literal["steering.vector/1"] = "steering.vector/1"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -54,7 +54,9 @@ class VectorMetadata(BaseModel):
     residual_norm: dict[int, Positive]
     context_min_match: Annotated[int, Field(ge=0)] = 0
     event_count: Annotated[int, Field(ge=0)] = 0
-    split_half_cosine: dict[int, Annotated[float, Field(ge=-1.000001, le=1.000001)]] = Field(default_factory=dict)
+    split_half_cosine: dict[int, Annotated[float, Field(ge=-1.000001, le=1.000001)]] = Field(
+        default_factory=dict
+    )
     source_run_digest: str = ""
     discovery_settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     held_out_lift: HeldOutLift | None = None

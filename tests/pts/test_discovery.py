@@ -1,0 +1,433 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steering_engine.model import SteeredModel
+from steering_pts import discovery
+from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
+from steering_pts.data import Problem, load_problems
+from steering_pts.discovery import Discovery, divergence
+from steering_pts.errors import LedgerSettingsError, SearchError
+from steering_pts.ledger import Ledger, LedgerReader
+from steering_pts.ledger.records import RolloutKey, RolloutRecord
+from steering_pts.oracles.base import Verdict
+from steering_pts.oracles.registry import make_oracle
+from steering_pts.progress import RunProgress
+from steering_pts.prompts import encode_prompts
+from steering_pts.rollouts import Rollout, RolloutRequest, RolloutSource
+from steering_pts.settings import SamplerSettings, SearchSettings
+from steering_pts.statistics import beta_posterior_between
+from tests.support.pts import (
+    ORACLE,
+    SAMPLER,
+    SEARCH,
+    SLOW_ORACLE,
+    discover_arguments,
+    make_problems,
+    pts_process,
+    rollouts_of,
+    save_ending_model,
+    wait_for_rollouts,
+    write_problems,
+)
+
+PROBLEMS = make_problems(12)
+QUIET = RunProgress(quiet=True)
+
+
+class InterruptedSource(Exception):
+    """Raised in the middle of a run."""
+
+
+class Interrupted:
+    """A source that gives up at its n-th call."""
+
+    def __init__(self, source: RolloutSource, calls: int) -> None:
+        self._source = source
+        self._calls = calls
+
+    def sample(
+        self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None = None
+    ) -> list[Rollout]:
+        if self._calls == 0:
+            raise InterruptedSource
+        self._calls -= 1
+        return self._source.sample(requests, on_done)
+
+
+def always_right(_problem: Problem, _completion: str) -> bool:
+    return True
+
+
+def fails_on_long_ones(_problem: Problem, completion: str) -> bool:
+    if len(completion) > 2:
+        raise ValueError("too long to read")
+    return completion[:1].isascii()
+
+
+def discover(
+    folder: Path,
+    model: SteeredModel,
+    *,
+    calls: int = 1_000,
+    oracle: str = ORACLE,
+    sampler: SamplerSettings = SAMPLER,
+    search: SearchSettings = SEARCH,
+    problems: Sequence[Problem] = PROBLEMS,
+    seed: int = 0,
+) -> bytes:
+    """Runs a discovery whose source gives up after some calls; returns `pivots.jsonl` when it didn't."""
+    prompts = encode_prompts(model, problems, raw=False)
+    judge = make_oracle(oracle)
+    run = RunFolder(folder)
+    with rollouts_of(model, sampler) as source, Ledger.open(run.ledger, {"seed": seed}) as ledger:
+        limited = Interrupted(source, calls)
+        Discovery(model, prompts, limited, judge, ledger, sampler, search, seed, QUIET).run(problems)
+        tokenizer = model.loaded.tokenizer
+        ledger.export_pivots_jsonl(run.pivots, lambda ids: str(tokenizer.decode(list(ids))))
+    return run.pivots.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(model: SteeredModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    discover(folder, model)
+    return folder
+
+
+@pytest.fixture
+def ledger(finished: Path) -> Iterator[LedgerReader]:
+    with RunFolder(finished).read() as reader:
+        yield reader
+
+
+# --- what is found ----------------------------------------------------------------------------------------------------
+
+
+def test_pivots_are_found_where_the_verdict_is_decided_and_nowhere_else(ledger: LedgerReader) -> None:
+    pivots = ledger.pivots()
+
+    assert len(pivots) >= 4
+    assert {pivot.position for pivot in pivots} == {0}
+
+
+def test_the_better_token_of_a_pair_is_the_one_that_solves_the_problem(
+    ledger: LedgerReader, model: SteeredModel
+) -> None:
+    for pivot in ledger.pivots():
+        chosen, rejected = (model.loaded.tokenizer.decode([i]) for i in (pivot.chosen_id, pivot.rejected_id))
+
+        assert chosen.isascii()
+        assert not rejected.isascii()
+        assert pivot.token_id == (pivot.chosen_id if pivot.delta > 0 else pivot.rejected_id)
+
+
+def test_pivots_of_both_signs_are_found(ledger: LedgerReader) -> None:
+    assert {pivot.delta > 0 for pivot in ledger.pivots()} == {True, False}
+
+
+def test_effect_and_interval_rest_on_the_confirmation_alone(ledger: LedgerReader) -> None:
+    confirmations = {(c.completion_id, c.position): c for c in ledger.confirmations()}
+
+    for pivot in ledger.pivots():
+        c = confirmations[pivot.completion_id, pivot.position]
+        assert (pivot.delta, pivot.low, pivot.high) == (c.delta, c.low, c.high)
+        assert pivot.delta == pytest.approx((1 - pivot.probability) * (c.x1 / c.n1 - c.x2 / c.n2))
+
+
+def test_problems_that_are_decided_are_not_searched(ledger: LedgerReader) -> None:
+    for problem in ledger.problems():
+        verdicts = [completion.verdict for completion in ledger.completions(problem.id)]
+        undecided = beta_posterior_between(
+            verdicts.count(Verdict.CORRECT), verdicts.count(Verdict.INCORRECT), SEARCH.low, SEARCH.high
+        )
+        searched = [c for c in ledger.completions(problem.id) if ledger.score(c.id) is not None]
+
+        assert len(searched) == (undecided >= 0.5)
+
+
+def test_a_completion_that_was_cut_off_is_never_searched(model: SteeredModel, tmp_path: Path) -> None:
+    discover(tmp_path, model, sampler=SamplerSettings(max_tokens=2))
+
+    with RunFolder(tmp_path).read() as ledger:
+        completions = ledger.completions()
+        searched = [c for c in completions if ledger.score(c.id) is not None]
+    assert any(completion.verdict is Verdict.CENSORED for completion in completions)
+    assert all(completion.verdict is not Verdict.CENSORED for completion in searched)
+    assert searched
+
+
+def test_a_run_without_undecided_problems_finds_nothing(model: SteeredModel, tmp_path: Path) -> None:
+    assert discover(tmp_path, model, oracle="tests.pts.test_discovery:always_right") == b""
+
+
+def test_an_oracle_that_raises_now_and_then_ends_no_run(model: SteeredModel, tmp_path: Path) -> None:
+    discover(tmp_path, model, oracle="tests.pts.test_discovery:fails_on_long_ones")
+
+    with RunFolder(tmp_path).read() as ledger:
+        summary = ledger.summary()
+    assert summary.completions[Verdict.CENSORED] > 0
+    assert summary.completions[Verdict.CORRECT] > 0
+
+
+# --- rollouts ---------------------------------------------------------------------------------------------------------
+
+
+def all_rollouts(ledger: LedgerReader) -> list[RolloutRecord]:
+    return [rollout for c in ledger.completions() for rollout in ledger.rollouts_for(c.id)]
+
+
+def test_rollouts_start_as_their_arm_demands(ledger: LedgerReader) -> None:
+    rollouts = all_rollouts(ledger)
+    completions = {completion.id: completion for completion in ledger.completions()}
+
+    assert {rollout.key.arm for rollout in rollouts} == {"on_path", "alternative"}
+    for rollout in rollouts:
+        token_id = completions[rollout.key.completion_id].ids[rollout.key.position]
+        assert (rollout.ids[0] == token_id) == (rollout.key.arm == "on_path")
+
+
+def test_only_what_was_generated_is_counted(ledger: LedgerReader) -> None:
+    for rollout in all_rollouts(ledger):
+        assert rollout.tokens == len(rollout.ids) - (rollout.key.arm == "on_path")
+
+
+def test_every_draw_has_a_seed_of_its_own(ledger: LedgerReader) -> None:
+    seeds = [record.seed for record in (*all_rollouts(ledger), *ledger.completions())]
+
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_no_rollout_is_longer_than_a_completion_may_be(ledger: LedgerReader) -> None:
+    assert max(r.key.position + len(r.ids) for r in all_rollouts(ledger)) <= SAMPLER.max_tokens
+
+
+def test_after_the_last_token_the_verdict_is_the_completions_and_costs_nothing(ledger: LedgerReader) -> None:
+    completions = {completion.id: completion for completion in ledger.completions()}
+    last = [
+        (rollout, completions[rollout.key.completion_id])
+        for rollout in all_rollouts(ledger)
+        if rollout.key.arm == "on_path"
+        and rollout.key.position == len(completions[rollout.key.completion_id].ids) - 1
+    ]
+
+    assert last
+    for rollout, completion in last:
+        assert (rollout.ids, rollout.tokens) == (completion.ids[-1:], 0)
+        assert rollout.verdict is completion.verdict
+
+
+def test_the_verdict_of_a_rollout_is_that_of_the_whole_text(ledger: LedgerReader, model: SteeredModel) -> None:
+    completions = {completion.id: completion for completion in ledger.completions()}
+    tokenizer = model.loaded.tokenizer
+
+    for rollout in all_rollouts(ledger):
+        ids = (*completions[rollout.key.completion_id].ids[: rollout.key.position], *rollout.ids)
+        text = tokenizer.decode(list(ids), skip_special_tokens=True)
+        expected = Verdict.CORRECT if text[:1].isascii() and text else Verdict.INCORRECT
+        assert rollout.verdict in (expected, Verdict.CENSORED)
+
+
+def record(ids: Sequence[int], position: int) -> RolloutRecord:
+    key = RolloutKey("c", position, "on_path", "explore", 0)
+    return RolloutRecord(key, 0, tuple(ids), Verdict.CORRECT, None, tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("ids", "position", "left_at"),
+    [
+        ((5, 6, 7), 0, None),  # the whole path
+        ((6, 7), 1, None),
+        ((7,), 2, None),  # nothing was left to generate
+        ((9,), 0, 0),
+        ((5, 9, 7), 0, 1),
+        ((5, 6, 9, 9, 9), 0, 2),
+        ((6, 9), 1, 2),
+        ((5, 1), 0, 1),  # ends early, by a token that the path doesn't have there
+    ],
+)
+def test_a_rollout_leaves_the_path_at_its_first_other_token(
+    ids: tuple[int, ...], position: int, left_at: int | None
+) -> None:
+    assert divergence(record(ids, position), (5, 6, 7)) == left_at
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.data())
+def test_up_to_where_it_leaves_a_rollout_is_the_path(path: list[int], data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, len(path) - 1))
+    ids = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=8))
+
+    left_at = divergence(record(ids, position), path)
+
+    shared = (len(path) if left_at is None else left_at) - position
+    assert ids[:shared] == path[position : position + min(shared, len(ids))]
+    if left_at is not None:
+        assert ids[shared] != path[left_at]
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_run_in_another_folder_has_the_same_pivots(
+    finished: Path, model: SteeredModel, tmp_path: Path
+) -> None:
+    assert discover(tmp_path, model) == RunFolder(finished).pivots.read_bytes()
+
+
+def test_another_seed_gives_other_pivots(finished: Path, model: SteeredModel, tmp_path: Path) -> None:
+    assert discover(tmp_path, model, seed=1) != RunFolder(finished).pivots.read_bytes()
+
+
+def test_a_run_that_is_interrupted_at_every_call_ends_with_the_same_pivots(
+    finished: Path, model: SteeredModel, tmp_path: Path
+) -> None:
+    interruptions = 0
+    while True:
+        try:
+            pivots = discover(tmp_path, model, calls=1)
+        except InterruptedSource:
+            interruptions += 1
+        else:
+            break
+
+    assert interruptions >= 3
+    assert pivots == RunFolder(finished).pivots.read_bytes()
+
+
+def test_pivots_do_not_depend_on_how_often_is_saved(
+    finished: Path, model: SteeredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "_SAVE_EVERY", 37)
+
+    assert discover(tmp_path, model) == RunFolder(finished).pivots.read_bytes()
+
+
+def test_an_interrupted_run_keeps_what_it_has(model: SteeredModel, tmp_path: Path) -> None:
+    with pytest.raises(InterruptedSource):
+        discover(tmp_path, model, calls=2)
+
+    with RunFolder(tmp_path).read() as ledger:
+        summary = ledger.summary()
+    assert sum(summary.completions.values()) == len(PROBLEMS) * SEARCH.base_rollouts
+    assert sum(summary.rollouts.values()) > 0
+    assert not RunFolder(tmp_path).pivots.exists()
+
+
+def test_a_finished_run_that_is_begun_again_samples_nothing(finished: Path, model: SteeredModel) -> None:
+    before = RunFolder(finished).pivots.read_bytes()
+
+    assert discover(finished, model, calls=0) == before
+
+
+def test_a_killed_process_is_continued_to_the_same_pivots(ending_folder: Path, tmp_path: Path) -> None:
+    data = write_problems(tmp_path / "problems.jsonl", 10)
+    arguments = discover_arguments(tmp_path / "run", ending_folder, data, "--oracle", SLOW_ORACLE)
+    with pts_process(*arguments) as process:
+        wait_for_rollouts(tmp_path / "run", process)
+        process.kill()
+        process.wait()
+    assert not RunFolder(tmp_path / "run").pivots.exists(), "it was killed too late to prove anything"
+
+    for folder in ("run", "uninterrupted"):
+        discover_into_folder(tmp_path / folder, ending_folder, load_problems(data), oracle=SLOW_ORACLE)
+
+    pivots = RunFolder(tmp_path / "run").pivots.read_bytes()
+    assert pivots == RunFolder(tmp_path / "uninterrupted").pivots.read_bytes()
+    assert pivots.count(b"\n") >= 3
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def discover_into_folder(
+    folder: Path,
+    model_folder: Path,
+    problems: Sequence[Problem],
+    *,
+    oracle: str = ORACLE,
+    search: SearchSettings | None = None,
+    raw: bool = False,
+) -> None:
+    """What the command does."""
+    with oracle_for(oracle, problems) as judge:
+        choice = ModelChoice(str(model_folder))
+        search = search or SearchSettings()
+        discover_into(RunFolder(folder), choice, problems, judge, SAMPLER, search, 0, QUIET, raw=raw)
+
+
+def test_another_setting_on_the_same_folder_is_refused_and_changes_nothing(
+    ending_folder: Path, tmp_path: Path
+) -> None:
+    discover_into_folder(tmp_path, ending_folder, PROBLEMS[:2])
+    before = RunFolder(tmp_path).pivots.read_bytes()
+
+    with pytest.raises(LedgerSettingsError) as error:
+        discover_into_folder(tmp_path, ending_folder, PROBLEMS[:2], search=SearchSettings(tau=0.3))
+
+    assert error.value.differences == ("search.tau was 0.2 and is now 0.3",)
+    assert RunFolder(tmp_path).pivots.read_bytes() == before
+
+
+def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_made(
+    ending_folder: Path, tmp_path: Path
+) -> None:
+    problems = [*PROBLEMS[:2], Problem("long", "x" * 300, "1")]
+
+    with pytest.raises(SearchError, match=r"1 of 3 prompts leave no room .* context of 256 tokens.*problem long"):
+        discover_into_folder(tmp_path / "run", ending_folder, problems)
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_that_leaves_little_room_gets_what_there_is(model: SteeredModel, tmp_path: Path) -> None:
+    overhead = len(encode_prompts(model, [Problem("p", "x", "1")], raw=False)["p"]) - 1
+    problems = [Problem("tight", "x" * (256 - 3 - overhead), "1")]
+
+    discover(tmp_path, model, problems=problems)
+
+    with RunFolder(tmp_path).read() as ledger:
+        completions = ledger.completions()
+    assert {len(completion.prompt_ids) for completion in completions} == {253}
+    assert max(len(completion.ids) for completion in completions) == 3
+
+
+def test_a_model_without_a_chat_template_takes_plain_prompts_only(tmp_path: Path) -> None:
+    folder = save_ending_model(tmp_path / "model", chat=False)
+    with pytest.raises(SearchError, match="has no chat template; pass --raw"):
+        discover_into_folder(tmp_path / "run", folder, PROBLEMS[:2])
+    assert not (tmp_path / "run").exists()
+
+    discover_into_folder(tmp_path / "run", folder, PROBLEMS[:2], raw=True)
+
+    with RunFolder(tmp_path / "run").read() as ledger:
+        first = ledger.completions()[0]
+    assert len(first.prompt_ids) == len(PROBLEMS[0].question)
+
+
+def test_a_file_in_the_folders_place_is_named(ending_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("not a folder", encoding="utf-8")
+
+    with pytest.raises(Exception, match="run can't be made: File exists"):
+        discover_into_folder(tmp_path / "run", ending_folder, PROBLEMS[:2])
+
+
+def test_every_line_of_pivots_says_what_it_takes_to_use_it(finished: Path, ledger: LedgerReader) -> None:
+    lines = [json.loads(line) for line in RunFolder(finished).pivots.read_text(encoding="utf-8").splitlines()]
+
+    assert len(lines) == len(ledger.pivots())
+    for line in lines:
+        completion = ledger.completion(line["completion_id"])
+        assert completion is not None
+        assert tuple(line["prompt_ids"]) == completion.prompt_ids
+        assert tuple(line["prefix_ids"]) == completion.ids[: line["position"]]
+        assert line["low"] <= line["delta"] <= line["high"]
+        counts = [alternative["successes"] + alternative["failures"] for alternative in line["alternatives"]]
+        assert counts == sorted(counts, reverse=True)
+        assert line["token_id"] not in [alternative["token_id"] for alternative in line["alternatives"]]
