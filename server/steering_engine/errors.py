@@ -5,7 +5,6 @@ EngineError
 ├── VectorFileError        a vector file that is wrong; `.problems` says everything that is
 │   └── VectorMismatchError    a sound vector file that was made for another model
 ├── VectorExistsError      a name that is loaded with another file
-├── PromptError            a prompt that can't be turned into ids
 ├── NotFiniteError         a request's logits are not finite, most often because it is steered too strongly
 └── EngineStoppedError     the engine stopped (or failed) before the request was done
 """
@@ -38,10 +37,6 @@ class VectorMismatchError(VectorFileError):
 
 class VectorExistsError(EngineError):
     """A name that is already loaded with another file."""
-
-
-class PromptError(EngineError):
-    """A prompt that can't be turned into token ids; the message says why."""
 
 
 class NotFiniteError(EngineError):

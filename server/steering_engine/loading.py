@@ -91,10 +91,15 @@ def load_model(source: str, device: str = "auto", dtype: str = "auto") -> Loaded
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES.get(dtype, "auto"))
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True
+        )
         model = model.to(target)
     except Exception as error:
         raise ModelError(f"{source}: can't be loaded: {_one_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        # The library fills them with random numbers, and only warns.
+        raise ModelError(f"{source}: the checkpoint lacks {len(missing)} weights, the first {missing[0]}")
     if not tokenizer("a")["input_ids"]:
         # What the library makes up for a folder without tokenizer files.
         raise ModelError(f"{source}: its tokenizer knows no tokens; is tokenizer.json there?")

@@ -15,7 +15,7 @@ from steering.v1 import (
     model_pb2_grpc,
     steering_pb2,
 )
-from steering_engine.errors import EngineError, ModelError, PromptError
+from steering_engine.errors import EngineError, ModelError
 from steering_server import errors as server_errors
 from steering_server.rpc import status as table
 from steering_spec import InvalidRequestError, Violation
@@ -244,7 +244,6 @@ def test_reasons_are_unique_and_stable() -> None:
         "DRAINING",
         "ENGINE_STOPPED",
         "INTERNAL",
-        "INVALID_PROMPT",
         "INVALID_REQUEST",
         "INVALID_VECTOR_FILE",
         "NOT_APPLICABLE",
@@ -255,11 +254,6 @@ def test_reasons_are_unique_and_stable() -> None:
         "VECTOR_EXISTS",
         "VECTOR_FOR_ANOTHER_MODEL",
     ]
-
-
-def test_a_prompt_error_names_the_prompt() -> None:
-    told = table.status_of(PromptError("no tokens"), "r")
-    assert (told.code, told.message) == (grpc.StatusCode.INVALID_ARGUMENT.value[0], "no tokens")
 
 
 def test_a_lone_surrogate_does_not_break_a_status() -> None:

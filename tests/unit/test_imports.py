@@ -85,7 +85,7 @@ def test_one_module_alone_touches_the_librarys_continuous_batching() -> None:
         for _, path in sources()
         if any(name.startswith(CONTINUOUS_BATCHING) for name in imports(path))
     }
-    assert users == {"server/steering_engine/engine/continuous.py"}
+    assert users == {"server/steering_engine/engine/library.py"}
 
 
 @pytest.mark.parametrize("package", ["steering_spec", "steering_client"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from steering_engine.errors import ModelError
@@ -168,3 +169,12 @@ def test_a_model_whose_blocks_cannot_be_found_is_refused(
     monkeypatch.setattr("steering_engine.blocks._alike", lambda _: False)
     with pytest.raises(ModelError, match="this architecture can't be steered"):
         SteeredModel.load(str(folder), device="cpu", limits=EngineLimits(cache_tokens=256))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights, the first model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(str(folder))

@@ -18,7 +18,6 @@ from google.rpc import error_details_pb2, status_pb2
 from steering_engine.errors import (
     EngineStoppedError,
     NotFiniteError,
-    PromptError,
     VectorExistsError,
     VectorFileError,
     VectorMismatchError,
@@ -40,7 +39,6 @@ STATUS: dict[type[Exception] | ViolationKind, tuple[grpc.StatusCode, str]] = {
     ViolationKind.NOT_FOUND: (Code.NOT_FOUND, "NOT_FOUND"),
     ViolationKind.PRECONDITION: (Code.FAILED_PRECONDITION, "NOT_APPLICABLE"),
     NotFiniteError: (Code.INVALID_ARGUMENT, "NOT_FINITE"),
-    PromptError: (Code.INVALID_ARGUMENT, "INVALID_PROMPT"),
     VectorFileError: (Code.INVALID_ARGUMENT, "INVALID_VECTOR_FILE"),
     VectorMismatchError: (Code.FAILED_PRECONDITION, "VECTOR_FOR_ANOTHER_MODEL"),
     VectorExistsError: (Code.ALREADY_EXISTS, "VECTOR_EXISTS"),
@@ -91,8 +89,6 @@ def _violations(error: Exception) -> list[Violation]:
         return list(error.violations)
     if isinstance(error, VectorFileError):
         return [Violation("source", problem) for problem in error.problems]
-    if isinstance(error, PromptError):
-        return [Violation("prompt", str(error))]
     return []
 
 
