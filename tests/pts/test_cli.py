@@ -1,69 +1,30 @@
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from steering_pts.cli import main
 from steering_pts.cli.run import RunFolder
 from steering_pts.ledger import Ledger
 from tests.support.models import save_tiny_model
 from tests.support.pts import (
     SLOW_ORACLE,
+    Ended,
     discover_arguments,
     pts_process,
+    run_pts,
     save_ending_model,
     wait_for_rollouts,
     write_problems,
 )
 
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def error(self) -> str:
-        """What is wrong, of a command that said it in one line and nothing else."""
-        lines = self.err.splitlines()
-        assert self.code == 2, self
-        assert len(lines) == 1, self.err
-        assert self.out == ""
-        return lines[0].removeprefix("pts: error: ")
-
-
 Pts = Callable[..., Ended]
-
-
-def run_pts(*arguments: str) -> Ended:
-    """Runs the command in this process, which saves the seconds of its start."""
-    handler = signal.getsignal(signal.SIGTERM)
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as end,
-    ):
-        patch.setattr(sys, "argv", ["pts", *arguments])
-        patch.setattr(sys, "excepthook", sys.excepthook)  # typer puts its own there
-        for name in ("COLUMNS", "LINES"):
-            patch.setenv(name, "300")  # so that tables do not wrap
-        main()
-    signal.signal(signal.SIGTERM, handler)
-    return Ended(end.value.code if isinstance(end.value.code, int) else 0, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -133,7 +94,10 @@ def test_a_wrong_option_is_one_clear_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"question": "Q", "answer": "1"}\n{"question": \n', "line 2: not JSON (Expecting value, column 14)"),
+        (
+            '{"question": "Q", "answer": "1"}\n{"question": \n',
+            "line 2: not JSON (Expecting value, column 14)",
+        ),
         ('{"question": "Q", "answer": "1"}\n["Q"]\n', "line 2: not a JSON object"),
         ('{"question": "Q", "answer": "1"}\n{"question": "R"}\n', "line 2: no field 'answer'"),
         ("", "it is empty; it must hold one JSON object on each line"),
@@ -269,9 +233,7 @@ def test_a_missing_validation_file_is_named(pts: Pts, run: RunFolder) -> None:
     assert error == "nowhere.jsonl: there is no such file"
 
 
-def test_a_model_that_has_gone_since_is_named(
-    pts: Pts, run: RunFolder
-) -> None:
+def test_a_model_that_has_gone_since_is_named(pts: Pts, run: RunFolder) -> None:
     with run.read() as ledger:
         settings = ledger.settings()
     moved = RunFolder(run.path / "moved")

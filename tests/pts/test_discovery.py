@@ -41,7 +41,7 @@ PROBLEMS = make_problems(12)
 QUIET = RunProgress(quiet=True)
 
 
-class InterruptedSource(Exception):
+class SourceGaveUpError(Exception):
     """Raised in the middle of a run."""
 
 
@@ -56,7 +56,7 @@ class Interrupted:
         self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None = None
     ) -> list[Rollout]:
         if self._calls == 0:
-            raise InterruptedSource
+            raise SourceGaveUpError
         self._calls -= 1
         return self._source.sample(requests, on_done)
 
@@ -200,7 +200,8 @@ def test_only_what_was_generated_is_counted(ledger: LedgerReader) -> None:
 
 
 def test_every_draw_has_a_seed_of_its_own(ledger: LedgerReader) -> None:
-    seeds = [record.seed for record in (*all_rollouts(ledger), *ledger.completions())]
+    seeds = [rollout.seed for rollout in all_rollouts(ledger)]
+    seeds += [completion.seed for completion in ledger.completions()]
 
     assert len(set(seeds)) == len(seeds)
 
@@ -224,7 +225,9 @@ def test_after_the_last_token_the_verdict_is_the_completions_and_costs_nothing(l
         assert rollout.verdict is completion.verdict
 
 
-def test_the_verdict_of_a_rollout_is_that_of_the_whole_text(ledger: LedgerReader, model: SteeredModel) -> None:
+def test_the_verdict_of_a_rollout_is_that_of_the_whole_text(
+    ledger: LedgerReader, model: SteeredModel
+) -> None:
     completions = {completion.id: completion for completion in ledger.completions()}
     tokenizer = model.loaded.tokenizer
 
@@ -292,7 +295,7 @@ def test_a_run_that_is_interrupted_at_every_call_ends_with_the_same_pivots(
     while True:
         try:
             pivots = discover(tmp_path, model, calls=1)
-        except InterruptedSource:
+        except SourceGaveUpError:
             interruptions += 1
         else:
             break
@@ -310,7 +313,7 @@ def test_pivots_do_not_depend_on_how_often_is_saved(
 
 
 def test_an_interrupted_run_keeps_what_it_has(model: SteeredModel, tmp_path: Path) -> None:
-    with pytest.raises(InterruptedSource):
+    with pytest.raises(SourceGaveUpError):
         discover(tmp_path, model, calls=2)
 
     with RunFolder(tmp_path).read() as ledger:
@@ -380,7 +383,9 @@ def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_made(
 ) -> None:
     problems = [*PROBLEMS[:2], Problem("long", "x" * 300, "1")]
 
-    with pytest.raises(SearchError, match=r"1 of 3 prompts leave no room .* context of 256 tokens.*problem long"):
+    with pytest.raises(
+        SearchError, match=r"1 of 3 prompts leave no room .* context of 256 tokens.*problem long"
+    ):
         discover_into_folder(tmp_path / "run", ending_folder, problems)
 
     assert not (tmp_path / "run").exists()

@@ -66,7 +66,10 @@ def test_a_judgement_is_taken_as_it_is() -> None:
 def test_the_function_gets_problem_and_completion() -> None:
     judged = oracle("compares")
 
-    assert [judged.judge(PROBLEM, text).verdict for text in ("2", "3")] == [Verdict.CORRECT, Verdict.INCORRECT]
+    assert [judged.judge(PROBLEM, text).verdict for text in ("2", "3")] == [
+        Verdict.CORRECT,
+        Verdict.INCORRECT,
+    ]
 
 
 def test_any_other_answer_is_an_error_and_not_a_verdict() -> None:
@@ -76,7 +79,9 @@ def test_any_other_answer_is_an_error_and_not_a_verdict() -> None:
 
 def test_a_function_that_raises_is_censored_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        judgements = judge_all(oracle("raises"), [(PROBLEM, "a", False), (PROBLEM, "b", True), (PROBLEM, "c", False)])
+        judgements = judge_all(
+            oracle("raises"), [(PROBLEM, "a", False), (PROBLEM, "b", True), (PROBLEM, "c", False)]
+        )
 
     assert {judgement.verdict for judgement in judgements} == {Verdict.CENSORED}
     (message,) = caplog.messages
@@ -124,7 +129,9 @@ def test_a_module_that_cannot_be_run_is_refused_in_one_line(
 
 
 def test_modules_of_the_current_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "oracle_of_mine.py").write_text("def f(problem, completion):\n    return True\n", encoding="utf-8")
+    (tmp_path / "oracle_of_mine.py").write_text(
+        "def f(problem, completion):\n    return True\n", encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere", *__import__("sys").path])
 

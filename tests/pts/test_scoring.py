@@ -29,7 +29,9 @@ COMPLETIONS = [
 ]
 
 
-def reference(model: SteeredModel, prompt: Sequence[int], ids: Sequence[int], sampler: SamplerSettings) -> list[float]:
+def reference(
+    model: SteeredModel, prompt: Sequence[int], ids: Sequence[int], sampler: SamplerSettings
+) -> list[float]:
     """pi_k of one completion, a forward of its own for every token, the filters written out plainly."""
     probabilities = []
     for k, token_id in enumerate(ids):
@@ -74,16 +76,20 @@ def test_limits_of_memory_change_no_score(
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_token_that_the_sampler_drew_has_a_probability(model: SteeredModel, sampler: SamplerSettings) -> None:
+def test_a_token_that_the_sampler_drew_has_a_probability(
+    model: SteeredModel, sampler: SamplerSettings
+) -> None:
     prompts = [tuple(range(start, start + 3 + start % 4)) for start in range(2, 66)]
     with rollouts_of(model, sampler) as source:
         drawn = source.sample([RolloutRequest(prompt, 8, seed) for seed, prompt in enumerate(prompts)])
 
-    scores = score_completions(model.loaded, [(p, r.ids) for p, r in zip(prompts, drawn, strict=True)], sampler)
+    scores = score_completions(
+        model.loaded, [(p, r.ids) for p, r in zip(prompts, drawn, strict=True)], sampler
+    )
 
     for rollout, probabilities in zip(drawn, scores, strict=True):
         assert len(probabilities) == len(rollout.ids)
-        assert 0 < min(probabilities)
+        assert min(probabilities) > 0
         assert max(probabilities) <= 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Simulation:
     def effects(self) -> list[float]:
         """V_{k+1} - V_k of token k."""
         values = self.values()
-        return [after - before for before, after in zip(values, values[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(values)]
 
     def roll(self, key: RolloutKey, seed: int = 0) -> Outcome:
         """One rollout, the same for the same key and seed."""
@@ -63,7 +64,9 @@ class Simulation:
         return search
 
 
-def simulation(length: int, forks: Sequence[int], effects: dict[int, float], rest: float = 0.97) -> Simulation:
+def simulation(
+    length: int, forks: Sequence[int], effects: dict[int, float], rest: float = 0.97
+) -> Simulation:
     """A success with forks that have no effect (pi = 0.5), and planted effects (pi = 0.3)."""
     pi = [0.3 if k in effects else 0.5 if k in forks else rest for k in range(length)]
     alternative = [0.0] * length
@@ -202,7 +205,9 @@ def test_planted_effects_are_found_with_their_sign_and_nothing_else(planted: dic
 def test_the_reported_effect_has_no_winners_curse() -> None:
     simulated = simulation(40, forks=[3, 9, 25], effects={15: 0.25})
 
-    deltas = [c.delta for seed in range(150) for c in simulated.search(seed).confirmations if c.position == 15]
+    deltas = [
+        c.delta for seed in range(150) for c in simulated.search(seed).confirmations if c.position == 15
+    ]
 
     assert len(deltas) > 60
     assert np.mean(deltas) == pytest.approx(0.25, abs=4 * np.std(deltas) / len(deltas) ** 0.5)
@@ -213,7 +218,9 @@ def test_the_interval_of_a_reported_effect_holds_it_about_as_often_as_it_says() 
     truth = simulated.effects()
 
     covered = [
-        c.low <= truth[c.position] <= c.high for seed in range(100) for c in simulated.search(seed).confirmations
+        c.low <= truth[c.position] <= c.high
+        for seed in range(100)
+        for c in simulated.search(seed).confirmations
     ]
 
     assert np.mean(covered) >= 0.92
@@ -232,7 +239,12 @@ def test_forks_without_effect_are_confirmed_no_more_often_than_the_level_says() 
     careless = SearchSettings(nominate=0.05)  # so that the confirmation alone has to hold the level
 
     p_values = np.array(
-        [c.p_value for seed in range(60) for c in simulated.search(seed, careless).confirmations if c.position != 30]
+        [
+            c.p_value
+            for seed in range(60)
+            for c in simulated.search(seed, careless).confirmations
+            if c.position != 30
+        ]
     )
 
     assert len(p_values) > 50

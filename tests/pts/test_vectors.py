@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,9 @@ EVENTS = [event((5, 6, 7)), event((9, 8), 40, 41, 0.3), event((11, 12, 13, 14, 1
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_optimised_vector_raises_the_preference_for_the_better_token(model: SteeredModel, block: int) -> None:
+def test_the_optimised_vector_raises_the_preference_for_the_better_token(
+    model: SteeredModel, block: int
+) -> None:
     loaded = model.loaded
     norm = record(loaded, EVENTS, [block]).residual_norm(block)
 
@@ -294,7 +296,9 @@ def test_a_context_of_one_token_makes_no_group() -> None:
 
 @given(
     st.lists(
-        st.builds(event, st.lists(st.integers(5, 7), min_size=1, max_size=4), st.integers(0, 2), st.integers(3, 4)),
+        st.builds(
+            event, st.lists(st.integers(5, 7), min_size=1, max_size=4), st.integers(0, 2), st.integers(3, 4)
+        ),
         max_size=20,
     ),
     st.integers(1, 4),
@@ -488,7 +492,7 @@ def test_vectors_that_are_not_made_again_are_removed_and_strange_files_are_kept(
 
 
 @pytest.fixture(scope="module")
-def chosen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[VectorReport, RunFolder]]:
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> tuple[VectorReport, RunFolder]:
     """Vectors of a small run of the demonstration model, chosen on validation problems."""
     folder = RunFolder(tmp_path_factory.mktemp("demo"))
     sampler = SamplerSettings(max_tokens=96)
@@ -502,7 +506,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[VectorRep
             prompts = encode_prompts(model, problems, raw=False)
             validation = Validation(model, source, oracle, problems, prompts, sampler, 0, QUIET)
             report = make_vectors(ledger, validation, folder.vectors, options, QUIET)
-    yield report, folder
+    return report, folder
 
 
 def test_only_certain_lifts_are_kept(chosen: tuple[VectorReport, RunFolder]) -> None:

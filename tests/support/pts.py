@@ -1,18 +1,24 @@
-"""For tests of the offline half: tiny models whose completions end by themselves, problems, and settings that are quick."""
+"""For tests of the offline half: tiny models whose completions end by themselves, problems, the command."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from steering_engine.model import SteeredModel
+from steering_pts.cli import main
 from steering_pts.data import Problem
 from steering_pts.errors import LedgerError
 from steering_pts.ledger import Ledger
@@ -109,3 +115,39 @@ def wait_for_rollouts(run: Path, process: subprocess.Popen[str]) -> None:
                 return
         time.sleep(0.02)
     raise AssertionError("no rollout came in time")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def error(self) -> str:
+        """What is wrong, of a command that said it in one line and nothing else."""
+        lines = self.err.splitlines()
+        assert self.code == 2, self
+        assert len(lines) == 1, self.err
+        assert self.out == ""
+        return lines[0].removeprefix("pts: error: ")
+
+
+def run_pts(*arguments: str) -> Ended:
+    """Runs the command in this process, which saves the seconds of its start."""
+    handler = signal.getsignal(signal.SIGTERM)
+    out, err = io.StringIO(), io.StringIO()
+    code: object = None
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["pts", *arguments])
+        patch.setattr(sys, "excepthook", sys.excepthook)  # typer puts its own there
+        for name in ("COLUMNS", "LINES"):
+            patch.setenv(name, "300")  # so that tables do not wrap
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    return Ended(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())

@@ -63,6 +63,8 @@ def optimised(
         input_ids[row, : len(event.prefix_ids)] = torch.tensor(event.prefix_ids)
     rows = torch.arange(len(events), device=device)
     last = torch.tensor([len(event.prefix_ids) - 1 for event in events], device=device)
+    # Logits of the decisions' rows alone: those of all rows are the largest tensor of a model with many ids.
+    kept, column = torch.unique(last, return_inverse=True)
     chosen = torch.tensor([event.chosen_id for event in events], device=device)
     rejected = torch.tensor([event.rejected_id for event in events], device=device)
     weights = torch.tensor([event.weight for event in events], device=device)
@@ -79,7 +81,8 @@ def optimised(
     try:
         with torch.enable_grad():
             for _ in range(steps):
-                logits = loaded.model(input_ids=input_ids, use_cache=False).logits[rows, last].float()
+                output = loaded.model(input_ids=input_ids, use_cache=False, logits_to_keep=kept)
+                logits = output.logits[rows, column].float()
                 preference = logits[rows, chosen] - logits[rows, rejected]
                 loss = -(weights * logsigmoid(preference)).sum() + _NORM_PENALTY * vector.norm()
                 optimiser.zero_grad()
