@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from steering_engine.engine.base import EngineRequest, Sampling
+from steering_engine.errors import NotFiniteError
 from steering_engine.model import SteeredModel
 from steering_pts.concurrency import map_concurrently
 from steering_pts.settings import SamplerSettings
@@ -90,13 +91,16 @@ class EngineRollouts:
 
     def complete(
         self, specs: Sequence[GenerationSpec], on_done: Callable[[int], None] | None = None
-    ) -> list[Completion]:
-        """Completes whole requests, steering included, in the order given."""
+    ) -> list[Completion | None]:
+        """Completes whole requests, steering included, in the order given; None where steering broke the logits."""
 
-        async def one(spec: GenerationSpec) -> Completion:
-            completion = await self._model.generate(spec)
+        async def one(spec: GenerationSpec) -> Completion | None:
+            try:
+                completion = await self._model.generate(spec)
+            except NotFiniteError:
+                completion = None
             if on_done is not None:
-                on_done(len(completion.tokens))
+                on_done(len(completion.tokens) if completion else 0)
             return completion
 
         return self._runner.run(map_concurrently(one, specs, _IN_FLIGHT))

@@ -76,14 +76,18 @@ class Validation:
         specs = [self._spec(problem, steering) for steering in steerings for problem in problems]
         with self.progress.phase(phase, len(specs)) as advance:
             completions = self.source.complete(specs, advance)
+        pairs = list(zip(list(problems) * len(steerings), completions, strict=True))
         judgements = judge_all(
             self.oracle,
             [
                 (problem, completion.text, completion.finish_reason is FinishReason.LENGTH)
-                for problem, completion in zip(list(problems) * len(steerings), completions, strict=True)
+                for problem, completion in pairs
+                if completion is not None
             ],
         )
-        solved = [judgement.verdict is Verdict.CORRECT for judgement in judgements]
+        verdicts = iter(judgement.verdict for judgement in judgements)
+        # A steering so strong that it breaks the logits solves nothing, and loses.
+        solved = [completion is not None and next(verdicts) is Verdict.CORRECT for _, completion in pairs]
         return [solved[i * len(problems) : (i + 1) * len(problems)] for i in range(len(steerings))]
 
     def _spec(self, problem: Problem, steering: SteeringSpec | None) -> GenerationSpec:
