@@ -7,6 +7,7 @@ lower end of its lift's interval is above zero; everything else is reported and 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -120,9 +121,10 @@ def choose(
     if not trials:
         return None
     rules = []
-    for index, (candidate, strength) in enumerate(trials):
-        trial_name = f"{name}-trial-{index}"
-        data = encode_vector(to_vector(maker, candidate, trial_name, strength, provenance))
+    for candidate, strength in trials:
+        data = encode_vector(to_vector(maker, candidate, name, strength, provenance))
+        # Named after its content: a name that is taken can only be taken by the same trial.
+        trial_name = f"trial-{hashlib.sha256(data).hexdigest()[:32]}"
         validation.model.vectors.load(trial_name, data)
         rules.append(SteeringSpec((SteeringRule(trial_name, trigger=ContextTrigger()),)))
     first = min(_FIRST_ROUND, len(validation.problems))
