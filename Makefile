@@ -11,7 +11,7 @@ PROTOS := $(wildcard protos/steering/v1/*.proto)
 MODEL ?= demo
 DATASET ?= demo:train
 VALIDATION ?= $(if $(filter demo:%,$(DATASET)),demo:validation)
-RUN ?= runs/$(notdir $(MODEL))
+RUN ?= runs/$(notdir $(patsubst %/,%,$(MODEL)))
 VECTORS ?= $(RUN)/vectors
 LIMIT ?= 32
 PORT ?= 50051
@@ -46,7 +46,7 @@ vectors: $(SETUP) ## Discover pivots and make vectors: MODEL=… DATASET=… [VA
 	$(BIN)/pts vectors '$(RUN)' $(if $(VALIDATION),--validation '$(VALIDATION)') $(VECTORS_OPTIONS)
 
 serve: $(SETUP) ## Serve a model with its vectors: MODEL=… [VECTORS=… PORT=…].
-	@mkdir -p '$(VECTORS)'
+	@$(if $(filter $(RUN)/vectors,$(VECTORS)),mkdir -p '$(VECTORS)')
 	$(BIN)/steering-server --model '$(MODEL)' --vectors '$(VECTORS)' --port $(PORT) $(SERVE_OPTIONS)
 
 demo: $(SETUP) ## The whole way on the bundled model: discover, make vectors, serve, steer, measure.

@@ -81,6 +81,13 @@ def _violations(
     if spec.steering is not None:
         if len(spec.steering.rules) > limits.MAX_RULES:
             yield Violation("steering.rules", f"more than {limits.MAX_RULES} rules")
+        named = sum(_named_positions(rule.selector) for rule in spec.steering.rules[: limits.MAX_RULES])
+        if named > limits.MAX_SELECTED_POSITIONS:
+            yield Violation(
+                "steering.rules",
+                f"{named} explicit positions in all; at most {limits.MAX_SELECTED_POSITIONS}",
+            )
+            return
         prompt_length = None if prompt_ids is None else len(prompt_ids)
         max_steps = None if model is None else model.max_context_tokens
         for index, rule in enumerate(spec.steering.rules[: limits.MAX_RULES]):
@@ -89,14 +96,26 @@ def _violations(
             yield from selector_violations(f"{path}.selector", rule.selector, prompt_length, max_steps)
 
 
+def _named_positions(selector: Selector) -> int:
+    """Explicit positions of all clauses of a selector."""
+    predicates = (clause.predicate for clause in (*selector.include, *selector.exclude))
+    return sum(len(one.positions) for one in predicates if isinstance(one, Positions))
+
+
 def _prompt_violations(spec: GenerationSpec, model: ModelFacts | None) -> Iterator[Violation]:
     prompt = spec.prompt
     if isinstance(prompt, PromptText):
         if not prompt.text:
             yield Violation("text", "the prompt is empty")
+        yield from _text_violations("text", len(prompt.text), model)
     elif isinstance(prompt, PromptIds):
         if not prompt.ids:
             yield Violation("tokens.ids", "the prompt is empty")
+        if model is not None and len(prompt.ids) > model.max_context_tokens:
+            yield Violation(
+                "tokens.ids", f"{len(prompt.ids)} tokens exceed the context of {model.max_context_tokens}"
+            )
+            return
         vocab_size = limits.INT32_MAX if model is None else model.vocab_size
         for index, token_id in enumerate(prompt.ids):
             if not 0 <= token_id < vocab_size:
@@ -105,9 +124,21 @@ def _prompt_violations(spec: GenerationSpec, model: ModelFacts | None) -> Iterat
         yield from _chat_violations(prompt, model)
 
 
+def _text_violations(field: str, characters: int, model: ModelFacts | None) -> Iterator[Violation]:
+    # Tokenizing megabytes takes seconds; a text that can't fit is refused by its length alone.
+    if model is not None:
+        most = limits.MAX_CHARACTERS_PER_TOKEN * model.max_context_tokens
+        if characters > most:
+            yield Violation(
+                field,
+                f"{characters} characters; at most {most} for a context of {model.max_context_tokens} tokens",
+            )
+
+
 def _chat_violations(chat: Chat, model: ModelFacts | None) -> Iterator[Violation]:
     if not chat.messages:
         yield Violation("chat.messages", "the prompt is empty")
+    yield from _text_violations("chat.messages", sum(len(one.content) for one in chat.messages), model)
     for index, message in enumerate(chat.messages):
         if message.role not in ROLES:
             yield Violation(
@@ -215,6 +246,11 @@ def _trigger_violations(path: str, trigger: ContextTrigger) -> Iterator[Violatio
     for name, value in at_least_one.items():
         if value is not None:
             yield from _count_violations(f"{path}.{name}", value)
+    if (trigger.min_match_tokens or 0) > limits.MAX_CONTEXT_MATCH:
+        yield Violation(
+            f"{path}.context.min_match_token_count",
+            f"{trigger.min_match_tokens} can't be matched: a context has at most {limits.MAX_CONTEXT_MATCH} tokens",
+        )
     yield from _count_violations(f"{path}.context.cooldown_step_count", trigger.cooldown_steps, least=0)
 
 

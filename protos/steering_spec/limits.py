@@ -5,6 +5,12 @@ from __future__ import annotations
 MAX_RULES = 16
 MAX_CLAUSES = 64
 MAX_POSITIONS = 65_536
+MAX_SELECTED_POSITIONS = 262_144
+"""Most explicit positions of all clauses of a request together."""
+MAX_CONTEXT_MATCH = 64
+"""Longest context match in tokens: vector files keep that many ids of a context."""
+MAX_CHARACTERS_PER_TOKEN = 64
+"""A text with more characters than this for every token of the context can't fit, and isn't tokenized to find out."""
 MAX_STRENGTH = 1_000.0
 MAX_TEMPERATURE = 100.0
 MAX_STOP_SEQUENCES = 16

@@ -21,7 +21,7 @@ from scipy import special
 from steering_pts.ledger.records import Arm, ConfirmationRecord, NomineeRecord, RolloutKey
 from steering_pts.oracles.base import Verdict
 from steering_pts.settings import SearchSettings
-from steering_pts.statistics import difference_interval, score_test_p
+from steering_pts.statistics import Estimate, difference_interval, score_test_p
 
 EXPLORE, CONFIRM = "explore", "confirm"
 _GRID = np.linspace(0.0, 1.0, 513)
@@ -176,8 +176,8 @@ class CompletionSearch:
         for nominee in self.nominees:
             on_path = counts[nominee.position, "on_path"]
             alternative = counts[nominee.position, "alternative"]
-            if on_path.judged and alternative.judged:
-                self.confirmations.append(self._confirmation(nominee, on_path, alternative))
+            # Every nominee is part of the correction's family, those whose rollouts were all censored too.
+            self.confirmations.append(self._confirmation(nominee, on_path, alternative))
 
     def _confirmation(
         self, nominee: NomineeRecord, on_path: _Counts, alternative: _Counts
@@ -193,7 +193,8 @@ class CompletionSearch:
             self._settings.delta0 / scale,
         )
         x1, n1, x2, n2 = on_path.successes, on_path.judged, alternative.successes, alternative.judged
-        effect = difference_interval(x1, n1, x2, n2, scale)
+        unknown = Estimate(0.0, -scale, scale)
+        effect = difference_interval(x1, n1, x2, n2, scale) if n1 and n2 else unknown
         return ConfirmationRecord(
             nominee.completion_id,
             nominee.position,

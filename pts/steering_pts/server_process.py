@@ -14,6 +14,18 @@ from steering_pts.errors import PtsError
 
 _LISTENING = re.compile(r"steering-server: listening on (\S+)")
 _STOP_SECONDS = 30
+# Our end of its standard input closes however we end, kill -9 included; the server then stops as on SIGTERM.
+_TETHERED = """
+import os, signal, sys, threading
+
+def follow():
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=follow, daemon=True).start()
+from steering_server.cli import main
+main()
+"""
 
 
 class ServerProcessError(PtsError):
@@ -33,8 +45,8 @@ def server_process(model: str, vectors: Path) -> Iterator[str]:
     """
     command = [
         sys.executable,
-        "-m",
-        "steering_server",
+        "-c",
+        _TETHERED,
         "--model",
         model,
         "--vectors",
@@ -43,7 +55,9 @@ def server_process(model: str, vectors: Path) -> Iterator[str]:
         "0",
     ]
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)  # noqa: S603 -- our own command
+        process = subprocess.Popen(  # noqa: S603 -- our own command
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
         try:
             assert process.stdout is not None  # noqa: S101 -- a pipe was asked for
             # One line says that it is ready; an end of the stream says that it gave up.
@@ -62,5 +76,6 @@ def server_process(model: str, vectors: Path) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()

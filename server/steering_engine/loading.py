@@ -57,9 +57,21 @@ class LoadedModel:
 
     @property
     def context_tokens(self) -> int:
-        """Positions that the model knows."""
+        """Positions that the model knows, as far as a batch can hold requests of any lengths.
+
+        Rotary embeddings that change with the longest sequence of a forward (`longrope`) would let one
+        request's length change its neighbours' tokens; such models are served up to the length where they don't.
+        """
         config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or _UNBOUNDED_CONTEXT)
+        known = int(getattr(config, "max_position_embeddings", None) or _UNBOUNDED_CONTEXT)
+        rope = getattr(config, "rope_parameters", None) or {}
+        layers = [rope] if "rope_type" in rope else [one for one in rope.values() if isinstance(one, dict)]
+        for one in layers:
+            if one.get("rope_type") == "longrope":
+                original = one.get("original_max_position_embeddings")
+                original = original or getattr(config, "original_max_position_embeddings", None)
+                known = min(known, int(original or known))
+        return known
 
     @property
     def vocab_size(self) -> int:

@@ -1,6 +1,19 @@
-"""`python -m steering_server` is the command `steering-server`."""
+"""The command `steering-server`, also as `python -m steering_server`."""
 
-from steering_server.cli import main
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Runs the command; where the server's packages are not installed, says what to install."""
+    try:
+        from steering_server.cli import main as run  # noqa: PLC0415 -- a client-only installation lacks its packages
+    except ModuleNotFoundError as error:
+        print(f"steering-server: error: {error}; install pivotal-steering[server]", file=sys.stderr)
+        sys.exit(2)
+    run()
+
 
 if __name__ == "__main__":
     main()

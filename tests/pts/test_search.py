@@ -453,7 +453,7 @@ def test_no_verdict_could_have_been_worse_for_the_effect_than_censored(
         assert confirm(filled[0], filled[1], positive=positive).p_value <= p_value + 1e-12
 
 
-def test_a_nominee_with_an_arm_that_was_censored_throughout_is_not_confirmed() -> None:
+def test_a_nominee_with_an_arm_that_was_censored_throughout_stays_in_the_correction_with_no_effect() -> None:
     search = CompletionSearch(Trace("c", (0.5,)), SETTINGS)
     good, bad = Outcome(Verdict.CORRECT, None), Outcome(Verdict.INCORRECT, None)
     while asks := search.asks():
@@ -462,4 +462,6 @@ def test_a_nominee_with_an_arm_that_was_censored_throughout_is_not_confirmed() -
 
     assert search.done
     assert len(search.nominees) == 1
-    assert search.confirmations == []
+    (confirmation,) = search.confirmations
+    assert confirmation.p_value > 0.99
+    assert (confirmation.delta, confirmation.low, confirmation.high) == (0.0, -0.5, 0.5)

@@ -47,6 +47,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3Moe",
         {**_GQA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     ),
+    "gemma2": ("Gemma2", {**_GQA, "sliding_window": 8, "query_pre_attn_scalar": 8}),
+    "gpt_oss": (
+        "GptOss",
+        {
+            **_GQA,
+            "sliding_window": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    ),
+    "mixtral": ("Mixtral", {**_GQA, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "smollm3": ("SmolLM3", {**_COMMON, "num_key_value_heads": 2}),
     "granite": ("Granite", {**_COMMON, "num_key_value_heads": 2}),
 }
 

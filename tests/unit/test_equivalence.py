@@ -36,6 +36,10 @@ FAMILIES = [
     "qwen2",
     "qwen3_moe",
     "granite",
+    "gemma2",
+    "gpt_oss",
+    "mixtral",
+    "smollm3",
 ]
 
 

@@ -180,3 +180,18 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
         ModelError, match=r"lacks 1 weights, the first model\.layers\.1\.mlp\.up_proj\.weight"
     ):
         load_model(str(folder))
+
+
+def test_rotary_embeddings_that_depend_on_the_batch_bound_the_context(tmp_path: Path) -> None:
+    # Beyond the original length the longest sequence of a forward would change the tokens of all others.
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 24,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+    }
+    folder = save_tiny_model(
+        tmp_path / "model", "phi3", rope_parameters=rope, original_max_position_embeddings=24
+    )
+    assert load_model(str(folder)).context_tokens == 24

@@ -26,6 +26,11 @@ def main() -> None:
         from steering_pts.cli.app import app  # noqa: PLC0415
 
         app()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("steering"):
+            raise
+        print(f"pts: error: {error}; install pivotal-steering[pts]", file=sys.stderr)
+        sys.exit(2)
     except (PtsError, EngineError, InvalidRequestError, SteeringError) as error:
         print(f"pts: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -59,7 +59,9 @@ def discover(
     answer_field: AnswerField = None,
     skip_bad_rows: SkipBadRows = False,
     limit: Annotated[int | None, typer.Option(help="Use at most this many problems.", min=1)] = None,
-    shuffle_seed: Annotated[int | None, typer.Option(help="Shuffle the problems before --limit.")] = None,
+    shuffle_seed: Annotated[
+        int | None, typer.Option(help="Shuffle the problems before --limit.", min=0)
+    ] = None,
     oracle: Annotated[
         str | None, typer.Option(help="math, exact or module:function; chosen by the data if not given.")
     ] = None,
@@ -84,7 +86,7 @@ def discover(
         int, typer.Option(help="Completions searched of each undecided problem.")
     ] = _SEARCH.completions_per_problem,
     confirm: Annotated[int, typer.Option(help="Fresh rollouts on each side of a nominee.")] = _SEARCH.confirm,
-    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the run.", min=0)] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: AsJson = False,
@@ -225,7 +227,7 @@ def demo(
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     problems: Annotated[int, typer.Option(help="Training problems to search.", min=4)] = 32,
     test_problems: Annotated[int, typer.Option(help="Held-out problems to generate on.", min=10)] = 400,
-    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything.", min=0)] = 0,
 ) -> None:
     """The whole way on the bundled model: discover, record, make vectors, serve, and steer through the client."""
     from steering_pts.demo.run import DemoOptions, run_demo  # noqa: PLC0415 -- needs the client, other commands don't

@@ -25,12 +25,23 @@ _packed: ContextVar[bool] = ContextVar("packed_forward", default=False)
 
 
 @contextmanager
-def packed_forward() -> Iterator[None]:
-    """Marks the forwards inside as packed: no dense mask is made for them."""
+def packed_forward(model: Any, implementation: str) -> Iterator[None]:
+    """Marks the forwards inside as packed: no dense mask is made for them.
+
+    Args:
+        model: The model; its configuration names the attention of ordinary forwards.
+        implementation: The attention of packed forwards. The library's `paged|eager` can't do ordinary ones, so a
+            model that runs it is switched for the forwards inside.
+    """
     token = _packed.set(True)
+    ordinary = model.config._attn_implementation  # noqa: SLF001 -- the library's own switch
+    if implementation != ordinary:
+        model.config._attn_implementation = implementation  # noqa: SLF001
     try:
         yield
     finally:
+        if implementation != ordinary:
+            model.config._attn_implementation = ordinary  # noqa: SLF001
         _packed.reset(token)
 
 

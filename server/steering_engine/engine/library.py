@@ -58,6 +58,7 @@ from steering_spec import Token
 # Short enough for one cache page each, so that the trial fits into any cache and leaves nothing to share in it.
 _TRIAL_PROMPTS = (3, 11)
 _TRIAL_TOKENS = 3
+_PAGED_EAGER = "paged|eager"
 _TRIAL_TOLERANCE = {True: 1e-5, False: 3e-2}  # by whether the model runs in float32; BLOOM differs by 1e-4
 
 
@@ -125,6 +126,7 @@ class _Runner(ModelRunner):  # type: ignore[misc]
 
     hooks: SteeringHooks
     runs: list[Run]
+    implementation: str
     trial_scores: torch.Tensor
 
     def compute_batch(self, model: torch.nn.Module, batch_data: dict[str, Any]) -> None:
@@ -143,7 +145,7 @@ class _Runner(ModelRunner):  # type: ignore[misc]
             offset += future.query_length
         self.hooks.plan = plan
         try:
-            with attention.packed_forward():
+            with attention.packed_forward(model, self.implementation):
                 super().compute_batch(model, batch_data)
         finally:
             self.hooks.plan = None
@@ -241,6 +243,9 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         )
         self.output_router = _Router(runs)
         self.batch_processor = self._create_batch_processor()
+        if self.model.config._attn_implementation == _PAGED_EAGER:  # noqa: SLF001
+            # For packed forwards alone; scoring, recording and the trial's ordinary forwards need the model's own.
+            self.model.set_attn_implementation("eager")
         self._try_model()
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
@@ -276,6 +281,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             return_logprobs=True,
         )
         runner.hooks, runner.runs = self._hooks, []
+        runner.implementation = self.model.config._attn_implementation  # noqa: SLF001
         processor.model_runner = runner
         return processor
 

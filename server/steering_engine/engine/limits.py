@@ -12,6 +12,8 @@ from steering_engine.errors import ModelError
 PAGE_TOKENS = 16
 """Tokens of one cache page; prefixes are shared in whole pages."""
 
+_LEAST_CACHE_TOKENS = 4 * PAGE_TOKENS  # what the trial at load needs
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
@@ -36,6 +38,8 @@ class EngineLimits:
         for name in ("max_concurrent_requests", "max_batch_tokens", "cache_tokens", "default_max_tokens"):
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.cache_tokens < _LEAST_CACHE_TOKENS:
+            raise ModelError(f"cache_tokens is {self.cache_tokens}; expected at least {_LEAST_CACHE_TOKENS}")
         if self.max_context_tokens < 0:
             raise ModelError(
                 f"max_context_tokens is {self.max_context_tokens}; expected 0 (automatic) or more"

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from steering_spec import ContextTrigger
+from steering_spec.limits import MAX_CONTEXT_MATCH
 
-MAX_CONTEXT_TOKENS = 64
+MAX_CONTEXT_TOKENS = MAX_CONTEXT_MATCH
 """Longest recorded context; more ids than that have never to be compared, which bounds the cost of a step."""
 
 

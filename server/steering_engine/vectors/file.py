@@ -20,6 +20,7 @@ from steering_engine.steering.contexts import MAX_CONTEXT_TOKENS
 from steering_engine.vectors.schema import SCHEMA, SteeringVector, VectorMetadata
 
 _UNIT_TOLERANCE = 1e-4
+_MAX_CONTEXT_IDS = 1 << 18  # ready for matching, an id takes about 300 bytes
 _DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})\Z")
 
 
@@ -195,6 +196,8 @@ def _split_contexts(ids: list[int], offsets: list[int], problems: list[str]) -> 
         problems.append("context.offsets must rise from 0 to the number of ids, without an empty context")
     elif max(lengths) > MAX_CONTEXT_TOKENS:
         problems.append(f"a context has {max(lengths)} ids; at most {MAX_CONTEXT_TOKENS} are kept")
+    elif len(ids) > _MAX_CONTEXT_IDS:
+        problems.append(f"its contexts have {len(ids)} ids in all; at most {_MAX_CONTEXT_IDS} are allowed")
     elif min(ids) < 0:
         problems.append("context.ids holds a negative id")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,15 @@ from steering_engine.steering.contexts import ContextIndex
 from steering_engine.steering.table import DirectionTable
 from steering_engine.vectors.file import parse_vector
 from steering_engine.vectors.schema import SteeringVector
-from steering_spec import InvalidRequestError, VectorFacts, VectorInfo, VectorLayer, VectorRef, Violation
+from steering_spec import (
+    InvalidRequestError,
+    VectorFacts,
+    VectorInfo,
+    VectorLayer,
+    VectorRef,
+    Violation,
+    limits,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +119,7 @@ class VectorRegistry:
             raise InvalidRequestError(
                 [Violation("name", "a name to load has no @{sha256}; use the sha256 field")]
             )
-        data, origin = (source, ref.id) if isinstance(source, bytes) else (source.read_bytes(), source.name)
+        data, origin = (source, ref.id) if isinstance(source, bytes) else (_read(source), source.name)
         vector = parse_vector(data, origin)
         if sha256 and sha256 != vector.sha256:
             raise VectorFileError(origin, [f"its SHA-256 is {vector.sha256}, not {sha256}"])
@@ -160,3 +169,15 @@ class VectorRegistry:
             problems.append("its contexts were recorded with another tokenizer")
         if problems:
             raise VectorMismatchError(origin, problems)
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a vector file; its size is judged before anything is read."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise VectorFileError(path.name, ["not a regular file"])
+    if status.st_size > limits.MAX_VECTOR_FILE_BYTES:
+        raise VectorFileError(
+            path.name, [f"{status.st_size} bytes; at most {limits.MAX_VECTOR_FILE_BYTES} are allowed"]
+        )
+    return path.read_bytes()
