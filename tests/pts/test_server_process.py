@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,6 +54,18 @@ def test_a_server_ends_with_the_process_that_is_told_to_end(ending_folder: Path,
 
     assert code == 128 + signal.SIGTERM
     assert not is_listening(target)
+
+
+def test_a_server_ends_with_the_process_that_is_killed(ending_folder: Path, tmp_path: Path) -> None:
+    with holder(ending_folder, tmp_path) as (process, target):
+        assert is_listening(target)
+        process.kill()
+        process.wait(timeout=60)
+
+        deadline = time.monotonic() + 60
+        while is_listening(target) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not is_listening(target)
 
 
 def test_a_server_ends_when_an_error_leaves_the_block(ending_folder: Path, tmp_path: Path) -> None:

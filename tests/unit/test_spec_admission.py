@@ -303,3 +303,31 @@ def test_malformed_comes_before_missing_before_not_applicable(
 def test_an_error_says_everything_that_is_wrong() -> None:
     error = InvalidRequestError([Violation("text", "empty"), Violation("sampling.top_k", "0 is below 1")])
     assert str(error) == "text: empty; sampling.top_k: 0 is below 1"
+
+
+# --- what is refused by its size, before any work is done on it -------------------------------------------------------
+
+
+def test_a_text_that_can_never_fit_is_refused_by_its_length() -> None:
+    most = api.MAX_CHARACTERS_PER_TOKEN * MODEL.max_context_tokens
+    assert request_violations(GenerationSpec(PromptText("a" * most)), MODEL) == []
+    (found,) = request_violations(GenerationSpec(PromptText("a" * (most + 1))), MODEL)
+    assert found.field == "text"
+
+
+def test_more_ids_than_the_context_holds_are_refused_without_reading_them() -> None:
+    (found,) = request_violations(GenerationSpec(PromptIds((-1,) * 65)), MODEL)
+    assert found == Violation("tokens.ids", "65 tokens exceed the context of 64")
+
+
+def test_explicit_positions_are_bounded_over_all_rules() -> None:
+    clauses = tuple(Clause(Phase.PROMPT, Positions((0,) * api.MAX_POSITIONS)) for _ in range(5))
+    (found,) = request_violations(selecting(*clauses), MODEL)
+    assert found.field == "steering.rules"
+    assert found.description.startswith(f"{5 * api.MAX_POSITIONS} explicit positions")
+
+
+def test_a_match_longer_than_any_context_is_refused() -> None:
+    assert request_violations(steered(trigger=ContextTrigger(min_match_tokens=64)), MODEL) == []
+    (found,) = request_violations(steered(trigger=ContextTrigger(min_match_tokens=65)), MODEL)
+    assert found.field == "steering.rules[0].trigger.context.min_match_token_count"
