@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from steering_engine.steering.selectors import resolve_selector
 from steering_spec import Clause, Phase, Positions, Selector, Window
-from steering_spec.admission import selector_violations
+from steering_spec.selector_admission import selector_violations
 
 ROWS = 24
 

@@ -1,0 +1,86 @@
+"""The part of admission that judges selectors: where a rule acts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steering_spec import limits
+from steering_spec.steering import Clause, Phase, Positions, Selector, Window
+from steering_spec.violation import Violation
+
+
+def named_positions(selector: Selector) -> int:
+    """Explicit positions of all clauses of a selector."""
+    predicates = (clause.predicate for clause in (*selector.include, *selector.exclude))
+    return sum(len(one.positions) for one in predicates if isinstance(one, Positions))
+
+
+def selector_violations(
+    path: str, selector: Selector, prompt_length: int | None = None, max_context: int | None = None
+) -> Iterator[Violation]:
+    """What is wrong with a selector; clauses that can select nothing are refused."""
+    if not selector.include:
+        yield Violation(f"{path}.include", "at least one clause is needed")
+    for name, clauses in (("include", selector.include), ("exclude", selector.exclude)):
+        if len(clauses) > limits.MAX_CLAUSES:
+            yield Violation(f"{path}.{name}", f"more than {limits.MAX_CLAUSES} clauses")
+        for index, clause in enumerate(clauses[: limits.MAX_CLAUSES]):
+            yield from _clause_violations(f"{path}.{name}[{index}]", clause, prompt_length, max_context)
+
+
+def _clause_violations(
+    path: str, clause: Clause, prompt_length: int | None, max_context: int | None
+) -> Iterator[Violation]:
+    in_prompt = clause.phase is Phase.PROMPT
+    if isinstance(clause.predicate, Positions):
+        yield from _position_violations(path, clause.predicate, in_prompt, prompt_length, max_context)
+    elif isinstance(clause.predicate, Window):
+        yield from _window_violations(path, clause.predicate, in_prompt, prompt_length, max_context)
+
+
+def _position_violations(
+    path: str, positions: Positions, in_prompt: bool, prompt_length: int | None, max_context: int | None
+) -> Iterator[Violation]:
+    if not positions.positions:
+        yield Violation(f"{path}.positions", "selects nothing; name at least one position")
+    if len(positions.positions) > limits.MAX_POSITIONS:
+        yield Violation(f"{path}.positions", f"more than {limits.MAX_POSITIONS} positions")
+        return
+    for index, position in enumerate(positions.positions):
+        where = f"{path}.positions[{index}]"
+        if abs(position) > limits.INT32_MAX:
+            yield Violation(where, f"{position} does not fit into 32 bits")
+        elif not in_prompt and position < 0:
+            yield Violation(where, f"step {position}: steps count from 0, the generation's end is not known")
+        elif in_prompt and prompt_length is not None and not -prompt_length <= position < prompt_length:
+            yield Violation(where, f"position {position} is outside a prompt of {prompt_length} tokens")
+        elif not in_prompt and max_context is not None and position >= max_context:
+            yield Violation(where, f"step {position} can't be reached in a context of {max_context} tokens")
+
+
+def _window_violations(
+    path: str, window: Window, in_prompt: bool, prompt_length: int | None, max_context: int | None
+) -> Iterator[Violation]:
+    where = f"{path}.range"
+    start, end = window.start, window.end
+    if abs(start) > limits.INT32_MAX or abs(end or 0) > limits.INT32_MAX:
+        yield Violation(where, f"[{start}, {end}) does not fit into 32 bits")
+        return
+    if not in_prompt and (start < 0 or (end is not None and end < 0)):
+        yield Violation(where, f"[{start}, {end}): steps count from 0, the generation's end is not known")
+        return
+    if in_prompt and prompt_length is not None:
+        start = start + prompt_length if start < 0 else start
+        end = prompt_length if end is None else end + prompt_length if end < 0 else end
+        if start < 0 or end < 0 or start >= prompt_length or end > prompt_length:
+            yield Violation(
+                where, f"[{window.start}, {window.end}) reaches outside a prompt of {prompt_length} tokens"
+            )
+            return
+    same_side = end is not None and (start < 0) == (end < 0)
+    if end is not None and same_side and end <= start:
+        yield Violation(
+            where, f"[{window.start}, {window.end}) selects nothing; the end must lie after the start"
+        )
+    elif not in_prompt and max_context is not None and start >= max_context:
+        yield Violation(where, f"step {start} can't be reached in a context of {max_context} tokens")
