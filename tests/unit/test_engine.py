@@ -899,13 +899,17 @@ class TestLimits:
             (EngineLimits(max_context_tokens=100), 256, 100),
             (EngineLimits(max_context_tokens=1000), 256, 256),
             (EngineLimits(cache_tokens=128), 256, 112),
-            (EngineLimits(cache_tokens=16), 256, 1),
+            (EngineLimits(cache_tokens=64), 256, 48),
         ],
     )
     def test_the_context_is_bounded_by_the_limit_the_model_and_the_cache(
         self, limits: EngineLimits, model_context: int, expected: int
     ) -> None:
         assert limits.context_tokens(model_context) == expected
+
+    def test_a_cache_too_small_for_the_trial_at_load_is_refused(self) -> None:
+        with pytest.raises(ModelError, match="cache_tokens is 63; expected at least 64"):
+            EngineLimits(cache_tokens=63)
 
     async def test_long_prompts_are_computed_in_chunks(
         self, model: SteeredModel, computed_rows: list[int]

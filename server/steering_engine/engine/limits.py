@@ -53,5 +53,5 @@ class EngineLimits:
     def context_tokens(self, model_context: int) -> int:
         """The longest prompt plus completion of one request on a model with the given context length."""
         # One page stays free: a request whose length is a multiple of the page needs the next page for its last row.
-        room = max(self.cache_tokens - PAGE_TOKENS, 1)
+        room = self.cache_tokens - PAGE_TOKENS
         return min(self.max_context_tokens or model_context, model_context, room)
