@@ -25,7 +25,7 @@ def main() -> None:
         # Imported here: it takes seconds, in which Ctrl-C should not end in a traceback.
         from steering_pts.cli.app import app  # noqa: PLC0415
 
-        app()
+        app(prog_name="pts")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("steering"):
             raise
