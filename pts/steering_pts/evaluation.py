@@ -16,11 +16,10 @@ from steering_pts.progress import Advance, RunProgress
 from steering_pts.prompts import question_prompt
 from steering_pts.seeds import derive_seed
 from steering_pts.settings import SamplerSettings
-from steering_pts.statistics import Estimate, paired_bootstrap_lift
+from steering_pts.statistics import Estimate, paired_lift
 from steering_spec import (
     Completion,
     FinishReason,
-    SamplingParams,
     SteeringSpec,
 )
 
@@ -91,7 +90,7 @@ class Evaluation:
                 arm, problem = pair
                 completion = await client.generate(
                     question_prompt(problem, raw=self.raw),
-                    sampling=self._sampling(problem),
+                    sampling=self.sampler.params(derive_seed(self.seed, problem.id, "evaluation")),
                     steering=arm.steering,
                     steering_trace=True,
                 )
@@ -102,15 +101,6 @@ class Evaluation:
             completions = await map_concurrently(one, pairs, _IN_FLIGHT)
         count = len(self.problems)
         return [completions[row * count : (row + 1) * count] for row in range(len(arms))]
-
-    def _sampling(self, problem: Problem) -> SamplingParams:
-        return SamplingParams(
-            temperature=self.sampler.temperature,
-            top_p=self.sampler.top_p,
-            top_k=self.sampler.top_k or None,
-            max_tokens=self.sampler.max_tokens,
-            seed=derive_seed(self.seed, problem.id, "evaluation"),
-        )
 
     def _solved(self, completions: Sequence[Completion]) -> list[bool]:
         judgements = judge_all(
@@ -124,8 +114,4 @@ class Evaluation:
 
     def lift(self, baseline: ArmResult, arm: ArmResult) -> Estimate:
         """The paired difference of success rates with its 95 % bootstrap interval over problems."""
-        differences = {
-            problem.id: [float(after) - float(before)]
-            for problem, before, after in zip(self.problems, baseline.solved, arm.solved, strict=True)
-        }
-        return paired_bootstrap_lift(differences, seed=self.seed)
+        return paired_lift([problem.id for problem in self.problems], baseline.solved, arm.solved, self.seed)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from steering_pts.errors import SearchError
+from steering_spec import SamplingParams
 
 JsonValue = str | int | float | bool | None
 
@@ -33,6 +34,16 @@ class SamplerSettings:
         _require(0 < self.top_p <= 1, f"top_p is {self.top_p}; expected above 0, at most 1")
         _require(self.top_k >= 0, f"top_k is {self.top_k}; expected 0 (all tokens) or more")
         _require(self.max_tokens >= 1, f"max_tokens is {self.max_tokens}; expected at least 1")
+
+    def params(self, seed: int, room: int | None = None) -> SamplingParams:
+        """The sampler as a request's parameters; `room` is what the context leaves, None where that is not known."""
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k or None,
+            max_tokens=self.max_tokens if room is None else min(self.max_tokens, room),
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True, slots=True)

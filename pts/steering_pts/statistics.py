@@ -160,6 +160,17 @@ def paired_bootstrap_lift(
     return Estimate(math.fsum(means) / len(means), float(low), float(high))
 
 
+def paired_lift(
+    problem_ids: Sequence[str], before: Sequence[bool], after: Sequence[bool], seed: int
+) -> Estimate:
+    """The lift of one completion per problem, before and after, with its bootstrap interval over problems."""
+    differences = {
+        problem: [float(right) - float(left)]
+        for problem, left, right in zip(problem_ids, before, after, strict=True)
+    }
+    return paired_bootstrap_lift(differences, seed=seed)
+
+
 def _constrained_rate(p1: float, n1: int, p2: float, n2: int, margin: float) -> float:
     """The likeliest q1 where q1 - q2 = margin: the middle root of a cubic, in [margin, 1].
 

@@ -21,14 +21,13 @@ from steering_pts.progress import RunProgress
 from steering_pts.rollouts import EngineRollouts
 from steering_pts.seeds import derive_seed
 from steering_pts.settings import SamplerSettings
-from steering_pts.statistics import paired_bootstrap_lift
+from steering_pts.statistics import paired_lift
 from steering_pts.vectors.building import Candidate, Provenance, VectorMaker, to_vector
 from steering_spec import (
     ContextTrigger,
     FinishReason,
     GenerationSpec,
     PromptIds,
-    SamplingParams,
     SteeringRule,
     SteeringSpec,
 )
@@ -95,13 +94,7 @@ class Validation:
         prompt_ids = self.prompts[problem.id]
         # As in discovery, a completion gets what room the context leaves.
         room = self.model.info.facts.max_context_tokens - len(prompt_ids)
-        sampling = SamplingParams(
-            temperature=self.sampler.temperature,
-            top_p=self.sampler.top_p,
-            top_k=self.sampler.top_k or None,
-            max_tokens=min(self.sampler.max_tokens, room),
-            seed=derive_seed(self.seed, problem.id, "validation"),
-        )
+        sampling = self.sampler.params(derive_seed(self.seed, problem.id, "validation"), room)
         return GenerationSpec(PromptIds(prompt_ids), sampling, steering)
 
 
@@ -142,14 +135,10 @@ def choose(
 
 def measure_lift(validation: Validation, unsteered: Sequence[bool], steered: Sequence[bool]) -> HeldOutLift:
     """The paired difference of success rates with its bootstrap interval over problems."""
-    differences = {
-        problem.id: [float(after) - float(before)]
-        for problem, before, after in zip(validation.problems, unsteered, steered, strict=True)
-    }
-    lift = paired_bootstrap_lift(differences, seed=validation.seed)
+    lift = paired_lift([problem.id for problem in validation.problems], unsteered, steered, validation.seed)
     return HeldOutLift(
         split="validation",
-        problems=len(differences),
+        problems=len(validation.problems),
         unsteered=sum(unsteered) / len(unsteered),
         steered=sum(steered) / len(steered),
         lift=lift.value,
