@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from steering_pts.cli import search_options as how
 from steering_pts.cli.run import (
     ModelChoice,
     RunFolder,
@@ -46,7 +47,6 @@ AnswerField = Annotated[str | None, typer.Option(help="Field of the answer; foun
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip rows that can't be used.")]
 
 _SAMPLER = SamplerSettings()
-_SEARCH = SearchSettings()
 
 
 @app.command()
@@ -76,16 +76,28 @@ def discover(
     max_tokens: Annotated[
         int, typer.Option(help="Longest completion; longer ones are censored.")
     ] = _SAMPLER.max_tokens,
-    tau: Annotated[
-        float, typer.Option(help="Effect on P(success) that makes a token pivotal.")
-    ] = _SEARCH.tau,
-    delta0: Annotated[float, typer.Option(help="Effect that confirmation must exceed.")] = _SEARCH.delta0,
-    fdr: Annotated[float, typer.Option(help="Level of the correction over all nominees.")] = _SEARCH.fdr,
-    base_rollouts: Annotated[int, typer.Option(help="Completions per problem.")] = _SEARCH.base_rollouts,
-    completions_per_problem: Annotated[
-        int, typer.Option(help="Completions searched of each undecided problem.")
-    ] = _SEARCH.completions_per_problem,
-    confirm: Annotated[int, typer.Option(help="Fresh rollouts on each side of a nominee.")] = _SEARCH.confirm,
+    unit: how.UnitOption = how.DEFAULT.unit,
+    tau: how.Tau = how.DEFAULT.tau,
+    delta0: how.Delta0 = how.DEFAULT.delta0,
+    fdr: how.Fdr = how.DEFAULT.fdr,
+    budget: how.Budget = how.DEFAULT.budget,
+    base_rollouts: how.BaseRollouts = how.DEFAULT.base_rollouts,
+    completions_per_problem: how.CompletionsPerProblem = how.DEFAULT.completions_per_problem,
+    low: how.Low = how.DEFAULT.low,
+    high: how.High = how.DEFAULT.high,
+    explore_share: how.ExploreShare = how.DEFAULT.explore_share,
+    explore_first: how.ExploreFirst = how.DEFAULT.explore_first,
+    explore_batch: how.ExploreBatch = how.DEFAULT.explore_batch,
+    explore_widest: how.ExploreWidest = how.DEFAULT.explore_widest,
+    ambiguity: how.Ambiguity = how.DEFAULT.ambiguity,
+    rho: how.Rho = how.DEFAULT.rho,
+    sd: how.Sd = how.DEFAULT.sd,
+    learn_prior: how.LearnPrior = how.DEFAULT.learn_prior,
+    prior_weight: how.PriorWeight = how.DEFAULT.prior_weight,
+    nominate: how.Nominate = how.DEFAULT.nominate,
+    power: how.Power = how.DEFAULT.power,
+    confirm_least: how.ConfirmLeast = how.DEFAULT.confirm_least,
+    confirm_most: how.ConfirmMost = how.DEFAULT.confirm_most,
     seed: Annotated[int, typer.Option(help="Seed of the run.", min=0)] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -107,12 +119,28 @@ def discover(
     )
     sampler = SamplerSettings(temperature, top_p, top_k, max_tokens)
     search = SearchSettings(
+        unit=unit,  # type: ignore[arg-type]  # checked there
         tau=tau,
         delta0=delta0,
         fdr=fdr,
+        budget=budget,
         base_rollouts=base_rollouts,
         completions_per_problem=completions_per_problem,
-        confirm=confirm,
+        low=low,
+        high=high,
+        explore_share=explore_share,
+        explore_first=explore_first,
+        explore_batch=explore_batch,
+        explore_widest=explore_widest,
+        ambiguity=ambiguity,
+        rho=rho,
+        sd=sd,
+        learn_prior=learn_prior,
+        prior_weight=prior_weight,
+        nominate=nominate,
+        power=power,
+        confirm_least=confirm_least,
+        confirm_most=confirm_most,
     )
     folder = RunFolder(run)
     with oracle_for(oracle, problems) as judge:

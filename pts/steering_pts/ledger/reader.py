@@ -130,6 +130,10 @@ class LedgerReader:
                 pivots=self._count("pivots"),
                 completion_tokens=self._number("SELECT COALESCE(SUM(LENGTH(ids)), 0) / 4 FROM completions"),
                 rollout_tokens=self._number("SELECT COALESCE(SUM(tokens), 0) FROM rollouts"),
+                oracle_failures=self._number(
+                    "SELECT (SELECT COALESCE(SUM(failed), 0) FROM completions)"
+                    " + (SELECT COALESCE(SUM(failed), 0) FROM rollouts)"
+                ),
             )
 
     def export_pivots_jsonl(self, path: Path, decode: Callable[[Sequence[int]], str]) -> None:
