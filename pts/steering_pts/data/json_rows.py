@@ -85,19 +85,18 @@ def _items(text: str) -> Generator[Row]:
     decoder = json.JSONDecoder(parse_constant=constants.append)
     index = _skip(text, text.index("[") + 1)
     number, counted = 1, 0
-    while not text.startswith("]", index):
+    is_more = not text.startswith("]", index)
+    while is_more:
         number += text.count("\n", counted, index)
         counted = index
         constants.clear()
         value, index = decoder.raw_decode(text, index)
         yield Row(number, {}, f"{constants[0]} is not a number") if constants else _row(number, value)
         index = _skip(text, index)
-        if text.startswith(",", index):
+        if is_more := text.startswith(",", index):
             index = _skip(text, index + 1)
-            if not text.startswith("]", index):
-                continue
-        if not text.startswith("]", index):
-            raise json.JSONDecodeError("Expecting ',' or ']'", text, index)
+    if not text.startswith("]", index):
+        raise json.JSONDecodeError("Expecting ',' or ']'", text, index)
     if (end := _skip(text, index + 1)) != len(text):
         raise json.JSONDecodeError("Extra data", text, end)
 

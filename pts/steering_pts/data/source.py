@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -61,12 +62,13 @@ def open_rows(source: str, format: Format | None, split: str, limit: int | None)
         return hub_rows(rest, split, limit)
     path = Path(source)
     by_name = format_of(path)
-    if not path.exists() and format is None and by_name is None and is_hub_id(source):
+    mode = _mode(path)
+    if mode is None and format is None and by_name is None and is_hub_id(source):
         return hub_rows(source, split, limit)
-    if path.is_dir():
+    if mode is not None and stat.S_ISDIR(mode):
         return folder_rows(path, split)
     chosen = format or by_name
-    if chosen is None and path.exists():
+    if chosen is None and mode is not None:
         suffixes = ", ".join(SUFFIXES)
         raise DataError(
             source,
@@ -79,6 +81,14 @@ def format_of(path: Path) -> Format | None:
     """The format that a file's name says, with or without `.gz` behind it; None if it says none."""
     name = path.name.lower().removesuffix(".gz")
     return SUFFIXES.get(Path(name).suffix)
+
+
+def _mode(path: Path) -> int | None:
+    """The mode of a file or folder; None where there is none, or where reading it will say why it can't be told."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return None
 
 
 def _file(path: Path, format: Format) -> Rows:
