@@ -20,6 +20,7 @@ from steering_pts.cli.data_options import (
     Where,
     data_options,
 )
+from steering_pts.cli.export import export
 from steering_pts.cli.run import (
     ModelChoice,
     RunFolder,
@@ -163,6 +164,9 @@ def show(
         sys.stdout.write("".join(f"{line}\n" for line in lines[:limit]))
         return
     print_pivots([json.loads(line) for line in lines], limit)
+
+
+app.command()(export)
 
 
 @app.command()
