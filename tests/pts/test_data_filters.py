@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steering_pts.data import Condition, DataOptions, load_problems, parse_conditions, read_ids
+from steering_pts.data import Condition, DataOptions, load_problems, parse_conditions, problem_id, read_ids
 from steering_pts.errors import DataError
 
 ROW = {"level": 3, "kind": "sum", "price": "12.50", "flag": True, "tags": ["a", "b"], "nothing": None}
@@ -158,6 +158,7 @@ def test_a_row_that_conditions_leave_out_need_not_be_sound(rows: Path) -> None:
         file.write(json.dumps({"question": "Q1", "answer": "A", "kind": "repeated"}))
 
     assert len(questions(rows, "kind~^(even|odd)$")) == 20
+    assert questions(rows, "kind~^(even|odd)$", ids=frozenset({problem_id("Q3", "A")})) == ["Q3"]
     with pytest.raises(DataError, match="line 21: no field 'answer'\n  line 22: repeats line 2"):
         questions(rows)
 

@@ -142,12 +142,13 @@ def test_a_limit_fetches_no_more_of_a_hub_data_set_than_it_takes(script: Script)
         "import pathlib\n"
         "print(len(load_problems('hf:owner/name', DataOptions(limit=3))))\n"
         "print([*pathlib.Path('cache').rglob('*.arrow')])\n"
-        "for options in (DataOptions(), DataOptions(limit=3, shuffle_seed=0)):\n"
+        "ids = frozenset(p.id for p in load_problems('hf:owner/name', DataOptions(limit=2)))\n"
+        "for options in (DataOptions(), DataOptions(limit=3, shuffle_seed=0), DataOptions(limit=1, ids=ids)):\n"
         "    try: load_problems('hf:owner/name', options)\n"
         "    except Exception as error: print(error)"
     )
 
-    assert script(code) == ["3", "[]", *["hf:owner/name: row 401: repeats row 1"] * 2]
+    assert script(code) == ["3", "[]", *["hf:owner/name: row 401: repeats row 1"] * 3]
 
 
 def test_without_a_network_what_is_in_the_cache_is_read(script: Script) -> None:
