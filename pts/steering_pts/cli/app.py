@@ -10,6 +10,18 @@ from typing import Annotated
 import typer
 
 from steering_pts.cli import search_options as how
+from steering_pts.cli.data_options import (
+    AnswerField,
+    DataFormat,
+    IdsFile,
+    LayoutName,
+    QuestionField,
+    ShuffleSeed,
+    SkipBadRows,
+    Where,
+    data_options,
+)
+from steering_pts.cli.export import export
 from steering_pts.cli.run import (
     ModelChoice,
     RunFolder,
@@ -40,11 +52,6 @@ Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object.")]
-QuestionField = Annotated[
-    str | None, typer.Option(help="Field of the question; found by its name if not given.")
-]
-AnswerField = Annotated[str | None, typer.Option(help="Field of the answer; found by its name if not given.")]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip rows that can't be used.")]
 
 _SAMPLER = SamplerSettings()
 
@@ -53,15 +60,22 @@ _SAMPLER = SamplerSettings()
 def discover(
     run: Run,
     model: Annotated[str, typer.Option(help="`demo`, a folder, or a hub id.")],
-    dataset: Annotated[str, typer.Option(help="A .jsonl file, a Hugging Face data set id, or demo:train.")],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="A .jsonl, .json, .csv or .parquet file, a folder, a Hugging Face data set id, or demo:train."
+        ),
+    ],
     split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
+    format: DataFormat = None,
+    layout: LayoutName = None,
     question_field: QuestionField = None,
     answer_field: AnswerField = None,
+    where: Where = None,
+    ids: IdsFile = None,
     skip_bad_rows: SkipBadRows = False,
     limit: Annotated[int | None, typer.Option(help="Use at most this many problems.", min=1)] = None,
-    shuffle_seed: Annotated[
-        int | None, typer.Option(help="Shuffle the problems before --limit.", min=0)
-    ] = None,
+    shuffle_seed: ShuffleSeed = None,
     oracle: Annotated[
         str | None, typer.Option(help="math, exact or module:function; chosen by the data if not given.")
     ] = None,
@@ -108,15 +122,19 @@ def discover(
     Interrupted at any moment, the same command goes on where it stopped. The guarantee is on effects below --delta0:
     at most a share --fdr of the reported tokens has a smaller effect.
     """
-    problems = load_problems(
-        dataset,
+    options = data_options(
+        format=format,
+        layout=layout,
         question_field=question_field,
         answer_field=answer_field,
         split=split,
+        where=where,
+        ids=ids,
         limit=limit,
         shuffle_seed=shuffle_seed,
         skip_bad_rows=skip_bad_rows,
     )
+    problems = load_problems(dataset, options)
     sampler = SamplerSettings(temperature, top_p, top_k, max_tokens)
     search = SearchSettings(
         unit=unit,  # type: ignore[arg-type]  # checked there
@@ -176,6 +194,9 @@ def show(
     print_pivots([json.loads(line) for line in lines], limit)
 
 
+app.command()(export)
+
+
 @app.command()
 def vectors(
     run: Run,
@@ -183,10 +204,15 @@ def vectors(
         str | None, typer.Option(help="Data set on which method, block and strength are chosen.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "validation",
+    format: DataFormat = None,
+    layout: LayoutName = None,
     question_field: QuestionField = None,
     answer_field: AnswerField = None,
+    where: Where = None,
+    ids: IdsFile = None,
     skip_bad_rows: SkipBadRows = False,
     limit: Annotated[int, typer.Option(help="Validation problems at most.", min=2)] = 200,
+    shuffle_seed: ShuffleSeed = 0,
     method: Annotated[
         list[str] | None, typer.Option(help="paired_difference, optimised; both if not given.")
     ] = None,
@@ -198,23 +224,23 @@ def vectors(
 ) -> None:
     """Record the residual stream at a run's pivots and write steering vectors to RUN/vectors."""
     options = _vector_options(method, block, min_events, licence)
+    validation_options = data_options(
+        format=format,
+        layout=layout,
+        question_field=question_field,
+        answer_field=answer_field,
+        split=split,
+        where=where,
+        ids=ids,
+        limit=limit,
+        shuffle_seed=shuffle_seed,
+        skip_bad_rows=skip_bad_rows,
+    )
     folder = RunFolder(run)
     with folder.read() as ledger:
         if not folder.pivots.is_file():
             raise LedgerError(f"{run}: the run is not finished; the command that began it goes on")
-        problems = (
-            load_problems(
-                validation,
-                question_field=question_field,
-                answer_field=answer_field,
-                split=split,
-                limit=limit,
-                shuffle_seed=0,
-                skip_bad_rows=skip_bad_rows,
-            )
-            if validation is not None
-            else []
-        )
+        problems = load_problems(validation, validation_options) if validation is not None else []
         if overlap := {p.id for p in problems} & {p.id for p in ledger.problems()}:
             raise DataError(
                 str(validation),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from steering_engine.alias import resolve_model
+from steering_engine.errors import ModelError
 from steering_engine.model import EngineLimits, SteeredModel
 from steering_pts.data import Problem
 from steering_pts.discovery import Discovery
@@ -177,6 +178,26 @@ def setting(ledger: LedgerReader, name: str, kind: type[Value]) -> Value:
     if not isinstance(value, kind):
         raise LedgerError(f"{ledger.path}: setting {name!r} is {value!r}; expected {kind.__name__}")
     return value
+
+
+def tokenizer_of(ledger: LedgerReader) -> Callable[[Sequence[int]], str]:
+    """Turns token ids of a run into text; loads the tokenizer of its model, and nothing else of it.
+
+    Raises:
+        ModelError: There is no such model any more.
+        LedgerError: It has another tokenizer now.
+    """
+    from transformers import AutoTokenizer  # noqa: PLC0415 -- other commands load it with the model
+
+    source = setting(ledger, "model", str)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(source))
+        definition = tokenizer.backend_tokenizer.to_str()
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{source}: its tokenizer can't be loaded: {str(error).splitlines()[0]}") from error
+    if hashlib.sha256(definition.encode()).hexdigest() != setting(ledger, "tokenizer_digest", str):
+        raise LedgerError(f"{source} has another tokenizer than the model that the run was made with")
+    return lambda ids: str(tokenizer.decode(list(ids)))
 
 
 def sampler_of(ledger: LedgerReader) -> SamplerSettings:

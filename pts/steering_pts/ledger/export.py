@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -67,20 +68,30 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
     Raises:
         LedgerError: it can't be written; nothing is left behind.
     """
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write in the place of another: it takes that place, on the disk, when the block ends without an error.
+
+    Raises:
+        LedgerError: it can't be written; nothing is left behind.
+    """
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         temporary = Path(name)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-                file.writelines(line + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
+            os.fsync(descriptor)
             temporary.chmod(0o644)  # mkstemp makes files for the owner alone
             temporary.replace(path)
         finally:
+            os.close(descriptor)
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise LedgerError(f"{path} can't be written: {error.strerror}") from error
+        raise LedgerError(f"{path} can't be written: {error.strerror or error}") from error
 
 
 def _counts(confirmation: ConfirmationRecord) -> dict[str, int | float]:

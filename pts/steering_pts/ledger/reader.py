@@ -158,6 +158,12 @@ class LedgerReader:
         given = {column: value for column, value in where.items() if value is not None}
         return [table.decode(row) for row in self._rows(table.select(tuple(given)), tuple(given.values()))]
 
+    def stream(self, table: Table[Record]) -> Iterator[Record]:
+        """All records of a table as it is now, one by one: a table that is larger than the memory can be read."""
+        with self._translated():
+            for row in self._connection.execute(table.select()):
+                yield table.decode(row)
+
     def _count(self, table: str) -> int:
         return self._number(f"SELECT COUNT(*) FROM {table}")  # noqa: S608  # our own names
 
