@@ -253,7 +253,7 @@ def test_a_comparison_that_hangs_is_censored_and_the_next_one_works() -> None:
         begun = time.monotonic()
         judgement = oracle.judge(problem("18"), r"\boxed{9^{9^{9^{9}}}}")
 
-        assert judgement.verdict is Verdict.CENSORED
+        assert (judgement.verdict, judgement.failed) == (Verdict.CENSORED, True)
         assert judgement.explanation.endswith("took longer than 1 s")
         assert time.monotonic() - begun < 10
         assert oracle.judge(problem("1/2"), "Answer: 3/6").verdict is Verdict.CORRECT
@@ -354,14 +354,11 @@ def test_without_problems_no_oracle_is_chosen() -> None:
         choose_oracle([])
 
 
-class FailingOracle:
+class FailingOracle(Oracle):
     name = "failing"
 
     def judge(self, problem: Problem, completion: str) -> Judgement:
         raise RuntimeError(f"no idea about {completion!r} and {problem.answer}")
-
-    def close(self) -> None:
-        pass
 
 
 def test_a_completion_that_was_cut_off_is_censored_even_with_the_right_answer() -> None:
@@ -375,8 +372,20 @@ def test_an_oracle_that_raises_gives_censored_with_the_reason() -> None:
     oracle: Oracle = FailingOracle()
 
     assert judge_all(oracle, [(problem("18"), "x", False)]) == [
-        Judgement(Verdict.CENSORED, None, "oracle failing raised RuntimeError: no idea about 'x' and 18")
+        Judgement.failure("oracle failing raised RuntimeError: no idea about 'x' and 18")
     ]
+
+
+def test_failures_of_an_oracle_are_told_from_completions_that_were_cut_off() -> None:
+    judgements = judge_all(FailingOracle(), [(problem("1"), "x", failed) for failed in (False, True, False)])
+
+    assert [judgement.failed for judgement in judgements] == [True, False, True]
+
+
+def test_what_failed_is_censored_and_nothing_else() -> None:
+    assert Judgement.failure("why").verdict is Verdict.CENSORED
+    with pytest.raises(ValueError, match="a failed judgement is censored, not correct"):
+        Judgement(Verdict.CORRECT, None, "why", failed=True)
 
 
 def test_judgements_come_in_order() -> None:

@@ -14,6 +14,7 @@ from steering_pts.cli.run import (
     RunFolder,
     discover_into,
     oracle_for,
+    oracle_of,
     rollouts,
     sampler_of,
     setting,
@@ -21,6 +22,7 @@ from steering_pts.cli.run import (
 from steering_pts.cli.tables import print_pivots, print_summary, print_vectors
 from steering_pts.data import load_problems
 from steering_pts.errors import DataError, LedgerError, SearchError
+from steering_pts.oracles.registry import ORACLES
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
 from steering_pts.settings import SamplerSettings, SearchSettings
@@ -43,6 +45,10 @@ QuestionField = Annotated[
     str | None, typer.Option(help="Field of the question; found by its name if not given.")
 ]
 AnswerField = Annotated[str | None, typer.Option(help="Field of the answer; found by its name if not given.")]
+OracleOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="An option of the oracle; repeatable."),
+]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip rows that can't be used.")]
 
 _SAMPLER = SamplerSettings()
@@ -63,8 +69,10 @@ def discover(
         int | None, typer.Option(help="Shuffle the problems before --limit.", min=0)
     ] = None,
     oracle: Annotated[
-        str | None, typer.Option(help="math, exact or module:function; chosen by the data if not given.")
+        str | None,
+        typer.Option(help=f"{', '.join(ORACLES)} or module:function; chosen by the data if not given."),
     ] = None,
+    oracle_option: OracleOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Plain prompts: do not apply the chat template.")
     ] = False,
@@ -115,7 +123,7 @@ def discover(
         confirm=confirm,
     )
     folder = RunFolder(run)
-    with oracle_for(oracle, problems) as judge:
+    with oracle_for(oracle, problems, oracle_option or ()) as judge:
         progress = RunProgress(quiet=as_json)
         choice = ModelChoice(model, device, dtype)
         discover_into(folder, choice, problems, judge, sampler, search, seed, progress, raw=raw)
@@ -200,7 +208,7 @@ def vectors(
         sampler = sampler_of(ledger)
         progress = RunProgress(quiet=as_json)
         with (
-            oracle_for(setting(ledger, "oracle", str), problems) as judge,
+            oracle_of(ledger, problems) as judge,
             rollouts(choice, sampler) as (model, source),
         ):
             if bad := [b for b in options.blocks if not 0 <= b < model.loaded.block_count]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from types import TracebackType
 from typing import Final, Self
 
 from steering_pts.data import Problem
-from steering_pts.oracles.base import Judgement, Verdict
+from steering_pts.oracles.base import Judgement, Oracle, Verdict
 from steering_pts.oracles.equality import EqualityError, EqualityWorker
 from steering_pts.oracles.extraction import extract_answer, gold_answer, plain_number
+from steering_pts.oracles.options import Seconds
+from steering_pts.settings import JsonValue
 
 CACHED_PAIRS: Final = 65_536
 MAX_CHARACTERS: Final = 500  # of an answer; parsers of formulas slow down, or give up, beyond
@@ -21,7 +24,7 @@ _ELSEWHERE: Final = re.compile(r"[A-Za-z]{2,}")
 _SYMBOLS: Final = re.compile(r"[\w\s+\-*/^=<>(){}\[\]|,.;:!%'\\°&$]+")
 
 
-class MathOracle:
+class MathOracle(Oracle):
     """Right is what equals the gold answer.
 
     Integers and decimals are equal when they are exactly equal (`18`, `18.0`, `$18.00`); all else
@@ -35,10 +38,16 @@ class MathOracle:
 
     name = "math"
 
-    def __init__(self, seconds: float = 5.0) -> None:
+    def __init__(self, seconds: Seconds = 5.0) -> None:
+        self._seconds = seconds
         self._worker = EqualityWorker(seconds)
         self._compare = lru_cache(maxsize=CACHED_PAIRS)(self._compare_once)
         self._gold = lru_cache(maxsize=4096)(gold_answer)
+
+    @property
+    def options(self) -> Mapping[str, JsonValue]:
+        """Most seconds that a comparison may take."""
+        return {"seconds": self._seconds}
 
     def judge(self, problem: Problem, completion: str) -> Judgement:
         """The verdict on a completion that was not cut off."""
@@ -48,7 +57,7 @@ class MathOracle:
         if len(extracted) > MAX_CHARACTERS:
             return Judgement(Verdict.INCORRECT, extracted[:MAX_CHARACTERS], "too long to be an answer")
         verdict, explanation = self._compare(self._gold(problem.answer), extracted)
-        return Judgement(verdict, extracted, explanation)
+        return Judgement(verdict, extracted, explanation, failed=verdict is Verdict.CENSORED)
 
     def close(self) -> None:
         """Ends the comparing process, if one was started."""
