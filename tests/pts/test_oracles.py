@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -21,7 +22,8 @@ from steering_pts.oracles import (
     judge_all,
     make_oracle,
 )
-from steering_pts.oracles.extraction import extract_answer, gold_answer, undress
+from steering_pts.oracles.dressing import undress
+from steering_pts.oracles.extraction import extract_answer, gold_answer
 
 
 def problem(answer: str) -> Problem:
@@ -39,7 +41,16 @@ def math_oracle() -> Iterator[MathOracle]:
     [
         ("16 - 3 = <<16-3=13>>13\n#### 18", "18"),
         ("#### 70,000 \nDone.", "70000"),
-        ("#### 3\n#### 4", "4"),
+        ("#### 3\n#### 4", "3"),
+        ("####\n#### 4", "4"),
+        ("#### 3#### 4", "3"),
+        ("##### 4", "4"),
+        ("#### 18!", "18"),
+        ("#### Evelyn", "Evelyn"),
+        (r"\boxed{5} and so #### 4", "4"),
+        ("#### Step 1: add\n3 + 4 = 7\n#### Step 2\nThe answer is 8.", "8"),
+        ("#### 1. Count the eggs\nThere are 7.\n#### Solution:\n#### 8", "8"),
+        ("#### **Final Answer**\n\\boxed{8}", "8"),
         (r"So \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
         (r"\boxed{1} or rather \boxed{\{1,\{2\}\}}", r"\{1,\{2\}\}"),
         (r"\boxed 8", "8"),
@@ -104,6 +115,25 @@ def test_a_completion_may_give_no_answer(completion: str) -> None:
         ("5x", "5x"),
         ("1,2", "1,2"),
         ("(1,234)", "(1,234)"),
+        ("negative 3", "-3"),
+        ("USD 10", "10"),
+        ("US$10", "10"),
+        ("1 234 567", "1234567"),
+        (r"11,\! 111,\! 100", "11111100"),
+        (r"3 \times 10^6", "3e6"),
+        ("3 \u00d7 10^{-6} m", "3e-6"),
+        ("2\u00bd", r"2\frac{1}{2}"),
+        ("2\u03c0", r"2\pi"),
+        ("2 pi", r"2 \pi"),
+        ("2\u221a3", r"2\sqrt{3}"),
+        (r"\text{Evelyn}", "Evelyn"),
+        (r"\mathbf{(C)}", "(C)"),
+        (r"90^{\circ}", "90"),
+        (r"15\mbox{ cm}^2", "15"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+        ("5!", "5!"),
+        ("3 million", "3 million"),
+        ("5 or 6", "5 or 6"),
     ],
 )
 def test_what_only_dresses_an_answer_is_taken_off(dressed: str, plain: str) -> None:
@@ -116,6 +146,10 @@ def test_what_only_dresses_an_answer_is_taken_off(dressed: str, plain: str) -> N
 @example(r"\boxed{" * 300)
 @example("answer " * 2000)
 @example("1," * 2000)
+@example("Answer: 5" + " " * 20000 + "x")
+@example("Answer: -" + " " * 20000 + "x")
+@example("#### 5 \\times" + " " * 20000 + "x")
+@example("####" * 5000)
 def test_any_text_can_be_searched(text: str) -> None:
     answer = extract_answer(text)
 
@@ -145,7 +179,9 @@ def test_commas_between_thousands_do_not_count(number: int) -> None:
     )
 )
 def test_braces_nest_to_any_depth(content: str) -> None:
-    assert extract_answer(r"\boxed{7" + content + "7}") == "7" + content + "7"
+    spaced_once = re.sub(" +", " ", content)
+
+    assert extract_answer(r"\boxed{7" + content + "7}") == "7" + spaced_once + "7"
 
 
 @settings(deadline=None)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import lru_cache
 from types import TracebackType
 from typing import Final, Self
 
 from steering_pts.data import Problem
-from steering_pts.oracles.base import Judgement, Oracle, Verdict
+from steering_pts.oracles.base import AnswerWatcher, Judgement, Oracle, Verdict
+from steering_pts.oracles.dressing import plain_number, scaled_number
 from steering_pts.oracles.equality import EqualityError, EqualityWorker
-from steering_pts.oracles.extraction import extract_answer, gold_answer, plain_number
+from steering_pts.oracles.extraction import HashLine, extract_answer, gold_answer
 from steering_pts.oracles.options import Seconds
 from steering_pts.settings import JsonValue
 
@@ -30,8 +32,8 @@ class MathOracle(Oracle):
     Integers and decimals are equal when they are exactly equal (`18`, `18.0`, `$18.00`); all else
     is math-verify's to say, by value or by form: `1/2`, `0.5` and `50%`; `x^2 + 2x + 1` and
     `(x + 1)^2`. Decimals beside fractions and roots are equal to 6 places. Words are compared as
-    words. A completion without an answer is incorrect; a comparison that fails or takes longer
-    than its limit is censored.
+    words; `3 million` is 3 or 3,000,000, whichever the question asked for. A completion without
+    an answer is incorrect; a comparison that fails or takes longer than its limit is censored.
 
     Each pair of gold answer and answer is compared once: a bounded cache holds the outcomes.
     """
@@ -58,6 +60,11 @@ class MathOracle(Oracle):
             return Judgement(Verdict.INCORRECT, extracted[:MAX_CHARACTERS], "too long to be an answer")
         verdict, explanation = self._compare(self._gold(problem.answer), extracted)
         return Judgement(verdict, extracted, explanation, failed=verdict is Verdict.CENSORED)
+
+    def watcher(self, problem: Problem) -> AnswerWatcher:
+        """True once the first `####` line with an answer has ended; every other form can still be outranked."""
+        del problem
+        return HashLine()
 
     def close(self) -> None:
         """Ends the comparing process, if one was started."""
@@ -86,12 +93,14 @@ class MathOracle(Oracle):
     def _are_equal(self, gold: str, answer: str) -> bool:
         if _folded(gold) == _folded(answer):
             return True
+        if readings := scaled_number(answer):
+            return any(self._are_equal(gold, reading) for reading in readings)
         gold_number, number = plain_number(gold), plain_number(answer)
         if gold_number is not None and number is not None:
             return gold_number == number
         if _WORDS.fullmatch(gold) or _WORDS.fullmatch(answer):
             return False
-        return self._worker.equal(gold, answer)
+        return self._worker.equal(_written_out(gold, gold_number), _written_out(answer, number))
 
 
 def is_mathematics(gold: str) -> bool:
@@ -107,4 +116,10 @@ def is_mathematics(gold: str) -> bool:
 
 
 def _folded(answer: str) -> str:
-    return "".join(answer.casefold().split())
+    """Without case and spaces, except between two digits, where a space makes two numbers."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", answer.casefold())
+
+
+def _written_out(answer: str, number: Decimal | None) -> str:
+    """A number without an exponent: to LaTeX, `3e6` is a product."""
+    return answer if number is None or abs(number.adjusted()) > MAX_CHARACTERS else f"{number:f}"
