@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from steering_pts.data import Problem, load_problems
 from steering_pts.oracles import MathOracle, Verdict
 from steering_pts.oracles.extraction import gold_answer
+from tests.support.texts import check_watcher, cut_points
 
 GSM8K = os.environ.get("PTS_GSM8K_TEST")
 
@@ -337,33 +337,12 @@ PIECES += [
 texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12).map("".join)
 
 
-def cut(text: str, cuts: list[int]) -> list[str]:
-    ends = sorted({0, len(text), *(c % (len(text) + 1) for c in cuts)})
-    return [text[a:b] for a, b in pairwise(ends)]
-
-
 @settings(max_examples=300)
-@given(texts, texts, st.lists(st.integers(0, 200), max_size=8))
+@given(texts, texts, cut_points)
 def test_nothing_changes_a_verdict_once_it_is_closed(
-    oracle: MathOracle, text: str, continuation: str, cuts: list[int]
+    oracle: MathOracle, text: str, continuation: str, points: list[int]
 ) -> None:
-    problem = Problem("p", "?", "18")
-    watcher = oracle.watcher(problem)
-    read = ""
-    for piece in cut(text, cuts):
-        read += piece
-        if watcher(piece):
-            now = oracle.judge(problem, read)
-            assert now == oracle.judge(problem, read + continuation) == oracle.judge(problem, text)
-
-
-@given(texts, st.lists(st.integers(0, 200), max_size=8))
-def test_how_a_text_is_cut_does_not_matter_to_its_watcher(text: str, cuts: list[int]) -> None:
-    problem = Problem("p", "?", "18")
-    oracle = MathOracle()
-    whole, pieces = oracle.watcher(problem), oracle.watcher(problem)
-
-    assert [pieces(piece) for piece in cut(text, cuts)][-1:] == [whole(text)][: bool(text)]
+    check_watcher(oracle, Problem("p", "?", "18"), text, continuation, points)
 
 
 def test_an_answer_line_is_closed_when_it_has_ended_and_not_before() -> None:

@@ -8,7 +8,7 @@ The first of these that a text has is its answer:
 4. its last number, counting `\frac{1}{2}` and `1/2` as one.
 
 GSM8K's line ends a solution: what follows is a model that goes on with a question of its own making, so the first one
-counts, and once it has ended no continuation can change the answer (`HashLine`). Of the other kinds the last one
+counts, and once it has ended no continuation can change the answer (`is_answer_line`). Of the other kinds the last one
 counts, since a solution may name intermediate results, or correct itself.
 
 Answers are returned undressed (`dressing`).
@@ -17,7 +17,6 @@ Answers are returned undressed (`dressing`).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from steering_pts.oracles.dressing import DIGITS, EXPONENT, FRACTION, SCALES, undress
@@ -60,28 +59,9 @@ def gold_answer(text: str) -> str:
     return _marked_answer(text) or undress(text)
 
 
-@dataclass(slots=True)
-class HashLine:
-    """Watches a text that grows for the end of its first `####` line with an answer.
-
-    Called with each piece of the text, in order; True from the piece on that ends that line, after
-    which `extract_answer` gives the same answer for every continuation.
-    """
-
-    _line: str = ""
-    _closed: bool = False
-
-    def __call__(self, piece: str) -> bool:
-        """Whether the answer is closed with this piece."""
-        if self._closed:
-            return True
-        *ended, rest = piece.split("\n")
-        for line in ended:
-            if _hashes_answer(self._line + line) is not None:
-                self._closed = True
-            self._line = ""
-        self._line += rest
-        return self._closed
+def is_answer_line(line: str) -> bool:
+    """Whether a whole line, `#### 18`, gives the answer of every text whose first such line it is."""
+    return _hashes_answer(line) is not None
 
 
 def _marked_answer(text: str) -> str | None:

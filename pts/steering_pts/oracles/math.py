@@ -13,8 +13,9 @@ from steering_pts.data import Problem
 from steering_pts.oracles.base import AnswerWatcher, Judgement, Oracle, Verdict
 from steering_pts.oracles.dressing import plain_number, scaled_number
 from steering_pts.oracles.equality import EqualityError, EqualityWorker
-from steering_pts.oracles.extraction import HashLine, extract_answer, gold_answer
+from steering_pts.oracles.extraction import extract_answer, gold_answer, is_answer_line
 from steering_pts.oracles.options import Seconds
+from steering_pts.oracles.watching import LineWatcher
 from steering_pts.settings import JsonValue
 
 CACHED_PAIRS: Final = 65_536
@@ -64,7 +65,7 @@ class MathOracle(Oracle):
     def watcher(self, problem: Problem) -> AnswerWatcher:
         """True once the first `####` line with an answer has ended; every other form can still be outranked."""
         del problem
-        return HashLine()
+        return LineWatcher(is_answer_line)
 
     def close(self) -> None:
         """Ends the comparing process, if one was started."""

@@ -14,13 +14,19 @@ from steering_pts.oracles.extraction import gold_answer
 from steering_pts.oracles.function import FunctionOracle
 from steering_pts.oracles.math import MathOracle, is_mathematics
 from steering_pts.oracles.options import check_options
+from steering_pts.oracles.regex import RegexOracle
 from steering_pts.settings import JsonValue
 
-ORACLES: Final[Mapping[str, Callable[..., Oracle]]] = {"math": MathOracle, "exact": ExactOracle}
+ORACLES: Final[Mapping[str, Callable[..., Oracle]]] = {
+    "math": MathOracle,
+    "exact": ExactOracle,
+    "regex": RegexOracle,
+}
 _logger = logging.getLogger(__name__)
 CHOICES: Final = (
     "math (the gold answer is a number or a formula, perhaps after #### or in \\boxed{}), "
     f"exact (one line of at most {MAX_CHARACTERS} characters), "
+    "regex (a pattern of your own finds the answer), "
     "or any module:function that is called with a problem and a completion"
 )
 _PREFIX: Final = "oracle."
