@@ -36,12 +36,12 @@ _HEADING: Final = re.compile(
 )
 _BRACE: Final = re.compile(r"[{}]")
 _BOXED: Final = re.compile(r"\\f?box(?:ed)?\b\s*")
-_PHRASE: Final = re.compile(
+ANSWER_PHRASE: Final = (
     r"\banswer\b(?:\s+(?:to|for|of)\s+(?:this|that|the)\s+\w+)?[*_]*"
-    r"(?:\s+(?:is|(?:would|will|should|must)\s+be)\b\s*:?|\s*[:=])[\s*_]*",
-    re.IGNORECASE,
+    r"(?:\s+(?:is|(?:would|will|should|must)\s+be)\b\s*:?|\s*[:=])[\s*_]*"
 )
-_SENTENCE_END: Final = re.compile(r"\n|[.!?;](?=[*_]*(?:\s|$))")
+_PHRASE: Final = re.compile(ANSWER_PHRASE, re.IGNORECASE)
+SENTENCE_END: Final = re.compile(r"\n|[.!?;](?=[*_]*(?:\s|$))")
 _INLINE_MATH: Final = re.compile(r"\$([^$\s](?:[^$]*[^$\s])?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _PROSE: Final = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:\s+[A-Za-z]{2,}|[:,])")
 
@@ -115,7 +115,7 @@ def _closing_braces(text: str) -> dict[int, int]:
 def _phrase_answer(rest: str) -> str | None:
     if inline := _INLINE_MATH.match(rest):
         return undress(inline.group())
-    sentence = _SENTENCE_END.split(rest, maxsplit=1)[0].strip()
+    sentence = SENTENCE_END.split(rest, maxsplit=1)[0].strip()
     if inline_maths := list(_INLINE_MATH.finditer(sentence)):
         return undress(inline_maths[-1].group())
     sentence = undress(sentence.rpartition(" = ")[2])

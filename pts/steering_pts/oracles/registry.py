@@ -9,6 +9,7 @@ from typing import Final
 from steering_pts.data import Problem
 from steering_pts.errors import MAX_SHOWN_PROBLEMS, OracleError
 from steering_pts.oracles.base import Judgement, Oracle, Verdict
+from steering_pts.oracles.choice import ChoiceOracle
 from steering_pts.oracles.exact import MAX_CHARACTERS, ExactOracle, is_short_text
 from steering_pts.oracles.extraction import gold_answer
 from steering_pts.oracles.function import FunctionOracle
@@ -21,12 +22,14 @@ ORACLES: Final[Mapping[str, Callable[..., Oracle]]] = {
     "math": MathOracle,
     "exact": ExactOracle,
     "regex": RegexOracle,
+    "choice": ChoiceOracle,
 }
 _logger = logging.getLogger(__name__)
 CHOICES: Final = (
     "math (the gold answer is a number or a formula, perhaps after #### or in \\boxed{}), "
     f"exact (one line of at most {MAX_CHARACTERS} characters), "
     "regex (a pattern of your own finds the answer), "
+    "choice (one of several choices, or yes and no), "
     "or any module:function that is called with a problem and a completion"
 )
 _PREFIX: Final = "oracle."
@@ -58,7 +61,8 @@ def make_oracle(
 def choose_oracle(problems: Sequence[Problem], assignments: Sequence[str] = ()) -> Oracle:
     """The oracle that fits the gold answers of all problems; whoever chooses it closes it.
 
-    `math` where every one reads as a number or a formula, else `exact` where every one is short.
+    `choice` where every problem offers choices and its answer is one of them, else `math` where every
+    answer reads as a number or a formula, else `exact` where every one is short.
 
     Raises:
         OracleError: none fits, there are no problems, or the one that fits does not take the options.
@@ -129,6 +133,8 @@ def _no_options() -> None:
 
 
 def _fitting(problems: Sequence[Problem]) -> str:
+    if all(ChoiceOracle().misfit(problem) is None for problem in problems):
+        return "choice"
     if all(is_mathematics(gold_answer(problem.answer)) for problem in problems):
         return "math"
     long = [problem for problem in problems if not is_short_text(problem.answer)]
