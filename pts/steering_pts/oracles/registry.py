@@ -13,6 +13,7 @@ from steering_pts.oracles.choice import ChoiceOracle
 from steering_pts.oracles.exact import MAX_CHARACTERS, ExactOracle, is_short_text
 from steering_pts.oracles.extraction import gold_answer
 from steering_pts.oracles.function import FunctionOracle
+from steering_pts.oracles.judge import JudgeOracle
 from steering_pts.oracles.math import MathOracle, is_mathematics
 from steering_pts.oracles.options import check_options
 from steering_pts.oracles.regex import RegexOracle
@@ -23,6 +24,7 @@ ORACLES: Final[Mapping[str, Callable[..., Oracle]]] = {
     "exact": ExactOracle,
     "regex": RegexOracle,
     "choice": ChoiceOracle,
+    "judge": JudgeOracle,
 }
 _logger = logging.getLogger(__name__)
 CHOICES: Final = (
@@ -30,6 +32,7 @@ CHOICES: Final = (
     f"exact (one line of at most {MAX_CHARACTERS} characters), "
     "regex (a pattern of your own finds the answer), "
     "choice (one of several choices, or yes and no), "
+    "judge (a language model behind an OpenAI-compatible endpoint), "
     "or any module:function that is called with a problem and a completion"
 )
 _PREFIX: Final = "oracle."
