@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from steering_pts.cli.grade import grade
 from steering_pts.cli.run import (
     ModelChoice,
     RunFolder,
@@ -36,6 +37,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Find the pivotal tokens of a language model and turn them into steering vectors.",
 )
+
+app.command()(grade)
 
 Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
