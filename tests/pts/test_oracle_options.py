@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,7 @@ from steering_pts.oracles.registry import check_fit, make_oracle, oracle_of_sett
 from steering_pts.settings import JsonValue
 from tests.support.pts import Ended, discover_arguments, run_pts, write_problems
 
+REAL_ORACLES = registry.ORACLES
 PROBLEM = Problem("p", "Q", "18")
 
 
@@ -48,6 +50,19 @@ class Fussy(Oracle):
 @pytest.fixture(autouse=True)
 def fussy_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "ORACLES", {**registry.ORACLES, "fussy": Fussy})
+
+
+def test_the_documentation_lists_every_oracle_with_all_its_options() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "oracles.md").read_text(encoding="utf-8")
+    table = {
+        row[1].strip(): row[3]
+        for line in text.splitlines()
+        if len(row := line.split("|")) == 5 and "`" in row[1]
+    }
+
+    for name, make in REAL_ORACLES.items():
+        options = [f"`{option}`" for option in inspect.signature(make).parameters]
+        assert table[f"`{name}`"].strip() == (", ".join(options) or "none")
 
 
 def test_options_are_read_as_their_annotations_say() -> None:
