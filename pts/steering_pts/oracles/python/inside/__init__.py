@@ -1,0 +1,5 @@
+"""What runs in the sandbox's own processes. Nothing here imports anything but the standard library and its neighbours.
+
+`launcher` starts and watches two processes for each program: one in which the program runs (`program`), one in which
+the tests run (`testing`). Each confines itself first (`confinement`); they speak over pipes (`peer`, `values`, `remote`).
+"""

@@ -1,0 +1,337 @@
+"""The process that starts, watches and ends the processes of one program after another.
+
+It is a fresh interpreter with an empty environment, and never reads a program or a test itself: their texts come as
+open files, which it hands on. So the processes that it forks find nothing of each other in their memory. Being ready
+with all modules, it starts a pair of processes in a few milliseconds, where a new interpreter takes tens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Final, NoReturn
+
+from steering_pts.oracles.python.inside import tree
+from steering_pts.oracles.python.inside.confinement import LIBRARY_FD, Confinement, ConfinementError, become_subreaper, confine
+from steering_pts.oracles.python.inside.program import run_program
+from steering_pts.oracles.python.inside.testing import Suite, run_tests
+
+CONTROL_FD: Final = 0
+FILES_OF_A_JOB: Final = 3  # the program, the tests, and the empty file for the report
+MAX_REPORT_BYTES: Final = 1 << 16
+_TICK_SECONDS: Final = 0.02
+_MAX_OUTPUT_CHARACTERS: Final = 2000
+_NULL, _OUTPUT, _ERRORS, _READING, _WRITING, _STATUS = range(6)
+_REPORT: Final = LIBRARY_FD + 1
+_READY: Final = b"ready"
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherSettings:
+    """How the processes are confined, how long they may take (seconds on the clock), and where their folders are."""
+
+    confinement: Confinement
+    wall_seconds: float
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a pair of processes ended; not what the tests said, which is in the report.
+
+    `limit` is the limit that was exceeded: `time`, `processor time`, `files` or `threads`. `fault` says why the
+    processes could not be started. `exit` is the program's exit code, minus the signal that ended it. `output` is the
+    end of what it printed.
+    """
+
+    limit: str | None
+    fault: str | None
+    exit: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Descriptors:
+    """What a child keeps open: its output, and the pipes to the other one."""
+
+    printed: int
+    reading: int
+    writing: int
+
+
+@dataclass(slots=True)
+class _Child:
+    process: int
+    pidfd: int
+    status: int  # reads "ready" once the process is confined
+    exit: int | None = None
+    processor_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What is seen of a running pair."""
+
+    output: bytearray = field(default_factory=bytearray)
+    limit: str | None = None
+    abandoned: bool = False
+
+
+def main() -> None:
+    """Serves the socket on descriptor 0 until it closes."""
+    fields = json.loads(sys.argv[1])
+    confinement = fields["confinement"]
+    for name in ("folders", "files", "own_process"):
+        confinement[name] = tuple(confinement[name])
+    confinement["instructions"] = tuple(map(tuple, confinement["instructions"]))
+    settings = LauncherSettings(Confinement(**confinement), fields["wall_seconds"], fields["folder"])
+    become_subreaper()
+    control = socket.socket(fileno=os.dup(CONTROL_FD))
+    os.dup2(os.open(os.devnull, os.O_RDWR), CONTROL_FD)
+    gc.freeze()  # what is here stays; collections in the children then copy no pages
+    while True:
+        message, files, _, _ = socket.recv_fds(control, 16, FILES_OF_A_JOB)
+        if not message:
+            return
+        try:
+            outcome = _run(settings, control, *files)
+        finally:
+            for file in files:
+                os.close(file)
+        if outcome is None:
+            return
+        control.send(json.dumps(asdict(outcome)).encode())
+
+
+def _run(settings: LauncherSettings, control: socket.socket, source: int, suite: int, report: int) -> Outcome | None:
+    """Runs one pair of processes to its end; None when nobody waits for the outcome any more."""
+    folder = tempfile.mkdtemp(dir=settings.folder)
+    uid = settings.confinement.uid
+    if uid is not None:
+        os.chown(folder, uid, uid)
+    answers, questions, (output, printed) = os.pipe(), os.pipe(), os.pipe()
+    children: list[_Child] = []
+    try:
+        program = _Descriptors(printed, questions[0], answers[1])
+        children.append(_fork(settings, folder, program, None, lambda: _program(source)))
+        tests = _Descriptors(printed, answers[0], questions[1])
+        children.append(_fork(settings, folder, tests, report, lambda: _tests(suite)))
+        for descriptor in (*answers, *questions, printed):
+            os.close(descriptor)
+        watch = _watch(settings, control, children, output, folder)
+        return None if watch.abandoned else _outcome(settings, children, watch, output)
+    finally:
+        for child in children:
+            _end(child)
+            os.close(child.pidfd)
+            os.close(child.status)
+        os.close(output)
+        if settings.confinement.unsafe:
+            _end_orphans()
+        tree.remove(folder)
+
+
+def _fork(
+    settings: LauncherSettings,
+    folder: str,
+    descriptors: _Descriptors,
+    report: int | None,
+    prepare: Callable[[], Callable[[], None]],
+) -> _Child:
+    """Starts a process that reads what it is given (`prepare`), confines itself, and does it."""
+    status, reporting = os.pipe()
+    launcher = os.getpid()
+    process = os.fork()
+    if process == 0:
+        _child(settings, folder, descriptors, (reporting, report), launcher, prepare)
+    os.close(reporting)
+    return _Child(process, os.pidfd_open(process), status)
+
+
+def _child(
+    settings: LauncherSettings,
+    folder: str,
+    descriptors: _Descriptors,
+    files: tuple[int, int | None],
+    launcher: int,
+    prepare: Callable[[], Callable[[], None]],
+) -> NoReturn:
+    code = 70
+    try:
+        os.setsid()
+        action = prepare()
+        _keep_only(descriptors, *files)
+        os.chdir(folder)
+        os.environ.update(HOME=folder, TMPDIR=folder)
+        sys.argv[:] = sys.orig_argv[:] = ["program"]
+        try:
+            confine(settings.confinement, folder, launcher)
+        except ConfinementError as error:
+            os.write(_STATUS, str(error).encode())
+            os._exit(code)
+        os.write(_STATUS, _READY)
+        os.close(_STATUS)
+        action()
+        code = 0
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def _keep_only(descriptors: _Descriptors, reporting: int, report: int | None) -> None:
+    """Puts the descriptors where they belong, and closes all others."""
+    wanted = {
+        _NULL: _NULL,
+        _OUTPUT: descriptors.printed,
+        _ERRORS: descriptors.printed,
+        _READING: descriptors.reading,
+        _WRITING: descriptors.writing,
+        _STATUS: reporting,
+    }
+    if report is not None:
+        wanted[_REPORT] = report
+    # First out of each other's way: above all that are wanted.
+    copies = {target: fcntl.fcntl(source, fcntl.F_DUPFD, _REPORT + 1) for target, source in wanted.items()}
+    for target, copy in copies.items():
+        os.dup2(copy, target, inheritable=False)
+    os.closerange(LIBRARY_FD, _REPORT)
+    os.closerange(_REPORT + (report is not None), os.sysconf("SC_OPEN_MAX"))
+
+
+def _program(source: int) -> Callable[[], None]:
+    text = _read(source).decode()
+    return lambda: run_program(text, _READING, _WRITING)
+
+
+def _tests(suite: int) -> Callable[[], None]:
+    fields = json.loads(_read(suite))
+    tests = Suite(fields["preamble"], fields["tests"], tuple(fields["names"]), tuple(fields["modules"]))
+
+    def run() -> None:
+        report = run_tests(tests, _READING, _WRITING)
+        os.write(_REPORT, json.dumps(asdict(report)).encode()[:MAX_REPORT_BYTES])
+
+    return run
+
+
+def _read(file: int) -> bytes:
+    return os.pread(file, os.fstat(file).st_size, 0)
+
+
+def _watch(
+    settings: LauncherSettings, control: socket.socket, children: list[_Child], output: int, folder: str
+) -> _Watch:
+    """Waits until the tests have ended, a limit is exceeded, or nobody waits for the outcome any more."""
+    program, tests = children
+    watch = _Watch()
+    deadline = time.monotonic() + settings.wall_seconds
+    poll = select.poll()
+    for descriptor in (control.fileno(), output, program.pidfd, tests.pidfd):
+        poll.register(descriptor, select.POLLIN)
+    while tests.exit is None and watch.limit is None and not watch.abandoned:
+        for descriptor, _ in poll.poll(_TICK_SECONDS * 1000):
+            if descriptor == control.fileno():
+                watch.abandoned = True
+            elif descriptor == output:
+                _drain(output, watch, poll)
+            else:
+                poll.unregister(descriptor)
+                _reap(program if descriptor == program.pidfd else tests)
+        if tests.exit is None:
+            watch.limit = _exceeded(settings, program, folder, deadline)
+    return watch
+
+
+def _exceeded(settings: LauncherSettings, program: _Child, folder: str, deadline: float) -> str | None:
+    if time.monotonic() > deadline:
+        return "time"
+    if program.exit is None and os.stat(f"/proc/{program.process}/task").st_nlink - 2 > settings.confinement.threads:
+        return "threads"
+    limit = settings.confinement.file_bytes
+    if _written(program) > limit or tree.exceeds(folder, limit):
+        return "files"
+    return None
+
+
+def _written(program: _Child) -> int:
+    """Bytes that the program has sent to a disk, including those of files that it has deleted."""
+    with contextlib.suppress(OSError), open(f"/proc/{program.process}/io", encoding="ascii") as counters:
+        for line in counters:
+            name, _, value = line.partition(": ")
+            if name == "write_bytes":
+                return int(value)
+    return 0
+
+
+def _drain(output: int, watch: _Watch, poll: select.poll) -> None:
+    if data := os.read(output, 1 << 16):
+        watch.output += data
+        del watch.output[: -4 * _MAX_OUTPUT_CHARACTERS]
+    else:
+        poll.unregister(output)
+
+
+def _reap(child: _Child) -> None:
+    _, status, usage = os.wait4(child.process, 0)
+    child.exit = os.waitstatus_to_exitcode(status)
+    child.processor_seconds = usage.ru_utime + usage.ru_stime
+
+
+def _end(child: _Child) -> None:
+    if child.exit is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.process, signal.SIGKILL)  # its group, and itself if it has no group yet
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        _reap(child)
+
+
+def _end_orphans() -> None:
+    """Without a filter of system calls a program can leave processes behind; they become children of the launcher."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            for entry in os.listdir("/proc"):
+                if entry.isdigit() and _parent(entry) == os.getpid():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(entry), signal.SIGKILL)
+            os.waitpid(-1, 0)
+
+
+def _parent(process: str) -> int:
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _outcome(settings: LauncherSettings, children: list[_Child], watch: _Watch, output: int) -> Outcome:
+    faults = []
+    for child in children:
+        _end(child)
+        status = os.read(child.status, 4096)
+        if status != _READY and watch.limit is None:
+            faults.append(status.decode() or f"a process ended with {child.exit} before it was confined")
+    os.set_blocking(output, False)  # what was printed last may not have been read yet
+    with contextlib.suppress(BlockingIOError):
+        watch.output += os.read(output, 1 << 16)
+    printed = watch.output.decode(errors="replace")[-_MAX_OUTPUT_CHARACTERS:]
+    limit = watch.limit or next(filter(None, (_processor_limit(settings, child) for child in children)), None)
+    return Outcome(limit, "; ".join(dict.fromkeys(faults)) or None, children[0].exit or 0, printed)
+
+
+def _processor_limit(settings: LauncherSettings, child: _Child) -> str | None:
+    # The signal alone proves nothing: a program can send it to itself.
+    over = child.processor_seconds > 0.9 * settings.confinement.cpu_seconds
+    return "processor time" if over and child.exit in {-signal.SIGXCPU, -signal.SIGKILL} else None
