@@ -16,6 +16,7 @@ from steering_pts.oracles.function import FunctionOracle
 from steering_pts.oracles.judge import JudgeOracle
 from steering_pts.oracles.math import MathOracle, is_mathematics
 from steering_pts.oracles.options import check_options
+from steering_pts.oracles.python import PythonOracle
 from steering_pts.oracles.regex import RegexOracle
 from steering_pts.settings import JsonValue
 
@@ -25,6 +26,7 @@ ORACLES: Final[Mapping[str, Callable[..., Oracle]]] = {
     "regex": RegexOracle,
     "choice": ChoiceOracle,
     "judge": JudgeOracle,
+    "python": PythonOracle,
 }
 _logger = logging.getLogger(__name__)
 CHOICES: Final = (
@@ -33,6 +35,7 @@ CHOICES: Final = (
     "regex (a pattern of your own finds the answer), "
     "choice (one of several choices, or yes and no), "
     "judge (a language model behind an OpenAI-compatible endpoint), "
+    "python (the program in a completion must pass the problem's tests), "
     "or any module:function that is called with a problem and a completion"
 )
 _PREFIX: Final = "oracle."

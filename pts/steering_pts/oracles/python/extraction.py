@@ -99,7 +99,10 @@ def _defines_all(text: str, names: tuple[str, ...]) -> bool:
 
 def _pattern(name: str) -> re.Pattern[str]:
     name = re.escape(name)
-    return re.compile(rf"^(?:(?:async[ \t]+)?def[ \t]+{name}\b|class[ \t]+{name}\b|{name}[ \t]*(?::[^=\n]*)?=(?!=))", re.MULTILINE)
+    return re.compile(
+        rf"^(?:(?:async[ \t]+)?def[ \t]+{name}\b|class[ \t]+{name}\b|{name}[ \t]*(?::[^=\n]*)?=(?!=))",
+        re.MULTILINE,
+    )
 
 
 def _body(text: str) -> str:

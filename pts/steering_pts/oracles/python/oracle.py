@@ -41,8 +41,8 @@ class PythonOracle(Oracle):
     time says something about the machine too; it is censored, or incorrect where `timeout` says so. Tests that can't be
     run, and a sandbox that fails, are failures of the oracle.
 
-    Programs run `workers` at a time, by as many threads as call `judge`, or by `judge_many`. Equal programs for the same
-    tests run once, unless they ran out of time.
+    Programs run `workers` at a time, in as many threads as call `judge`, or by `judge_many`. Equal programs for the
+    same tests run once, unless they ran out of time.
     """
 
     name = "python"
@@ -162,17 +162,23 @@ class PythonOracle(Oracle):
         program, limit, report = key[1], result.outcome.limit, result.report
         # Tests that passed have passed, though the program went on doing something until it was ended.
         passed = report is not None and report.outcome == "passed"
-        if not passed and limit in _TIMES:  # not kept: on a machine less busy it may be otherwise
-            return Judgement(self._timeout, program, f"it took more {limit} than its limit")
         if not passed and limit is not None:
-            return self._keep(key, Verdict.INCORRECT, f"it took more {limit} than its limit")
+            explanation = f"it took more {limit} than its limit"
+            if limit not in _TIMES:
+                return self._keep(key, Verdict.INCORRECT, explanation)
+            # Not kept: on a machine less busy it may be otherwise.
+            if self._timeout is Verdict.CENSORED:
+                return Judgement.failure(explanation, program)
+            return Judgement(Verdict.INCORRECT, program, explanation)
         if report is None:
             return Judgement.failure(f"the tests ended without a report{_last_line(result)}", program)
         if report.outcome == "unusable":
             return Judgement.failure(report.explanation, program)
         if passed:
             return self._keep(key, Verdict.CORRECT, report.explanation)
-        ended = f" (exit code {result.outcome.exit}){_last_line(result)}" if _ended(report.explanation) else ""
+        ended = (
+            f" (exit code {result.outcome.exit}){_last_line(result)}" if _ended(report.explanation) else ""
+        )
         return self._keep(key, Verdict.INCORRECT, report.explanation + ended)
 
     def _keep(self, key: tuple[Suite, str], verdict: Verdict, explanation: str) -> Judgement:

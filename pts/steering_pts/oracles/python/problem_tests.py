@@ -43,9 +43,7 @@ def problem_tests(problem: Problem) -> ProblemTests:
 
 
 @lru_cache(maxsize=4096)
-def _problem_tests(
-    id_: str, question: str, answer: str, items: tuple[tuple[str, str], ...]
-) -> ProblemTests:
+def _problem_tests(id_: str, question: str, answer: str, items: tuple[tuple[str, str], ...]) -> ProblemTests:
     fields = dict(items)
     try:
         if "test" in fields and "entry_point" in fields:
@@ -122,7 +120,9 @@ def _modules(tests: str, preamble: str) -> tuple[str, ...]:
 
 
 def _used(tree: ast.AST) -> set[str]:
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    return {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
 
 
 def _defined(tree: ast.AST) -> set[str]:

@@ -26,7 +26,7 @@ from typing import Final
 
 from steering_pts.errors import OracleError
 from steering_pts.oracles.python.inside.confinement import Confinement
-from steering_pts.oracles.python.inside.launcher import LauncherSettings, MAX_REPORT_BYTES, Outcome
+from steering_pts.oracles.python.inside.launcher import MAX_REPORT_BYTES, LauncherSettings, Outcome
 from steering_pts.oracles.python.inside.testing import Report, Suite
 from steering_pts.oracles.python.syscall_filter import SyscallFilter, compile_filter
 
@@ -82,7 +82,9 @@ class Sandbox:
             OracleError: this is not Linux, or a kind of machine whose system calls are not known.
         """
         if sys.platform != "linux":
-            raise OracleError(f"programs are confined by means that only Linux has, and this is {sys.platform}")
+            raise OracleError(
+                f"programs are confined by means that only Linux has, and this is {sys.platform}"
+            )
         try:
             system_calls = compile_filter(os.uname().machine)
         except ValueError as error:
@@ -155,7 +157,7 @@ class _Launcher:
 
     def __init__(self, settings: LauncherSettings) -> None:
         self._patience = settings.wall_seconds + _GRACE_SECONDS
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by close
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(self._patience)
         # Not the variables of this process, which may be secrets. Sets in the same order, whenever a program runs.
@@ -165,8 +167,17 @@ class _Launcher:
         interpreter = str(Path(sys.executable).resolve())
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own code and settings
-                [interpreter, "-S", "-s", "-P", "-c", _BOOTSTRAP, json.dumps(asdict(settings)), str(_PACKAGES)],
-                stdin=theirs,
+                [
+                    interpreter,
+                    "-S",
+                    "-s",
+                    "-P",
+                    "-c",
+                    _BOOTSTRAP,
+                    json.dumps(asdict(settings)),
+                    str(_PACKAGES),
+                ],
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
                 env=environment,
@@ -182,7 +193,9 @@ class _Launcher:
                 socket.send_fds(self._control, [b"run"], descriptors)
                 answer = self._control.recv(1 << 16)
             except OSError as error:
-                raise SandboxError(f"the sandbox does not answer ({type(error).__name__}){self._complaint()}") from error
+                raise SandboxError(
+                    f"the sandbox does not answer ({type(error).__name__}){self._complaint()}"
+                ) from error
             if not answer:
                 raise SandboxError(f"the sandbox ended{self._complaint()}")
             return SandboxResult(Outcome(**json.loads(answer)), _report(descriptors[-1]))

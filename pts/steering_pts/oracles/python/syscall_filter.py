@@ -40,27 +40,27 @@ _MACHINES: Final = {"x86_64": ("x86_64", 0xC000003E), "aarch64": ("arm64", 0xC00
 
 _ALLOWED: Final = (
     # Reading, writing, waiting.
-    "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range dup dup2 dup3 "
-    "pipe pipe2 select pselect6 poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 "
-    "eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime sendfile copy_file_range "
+    "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range dup dup2 dup3",
+    "pipe pipe2 select pselect6 poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2",
+    "eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime sendfile copy_file_range",
     # Files, by name: Landlock says which. Not truncate, which Landlock does not know before Linux 6.2; not chmod,
     # chown, utime and extended attributes, which it does not know at all.
-    "creat stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 readlink readlinkat getcwd "
-    "chdir fchdir mkdir mkdirat rmdir rename renameat renameat2 unlink unlinkat symlink symlinkat umask "
-    "getdents getdents64 ftruncate fallocate fsync fdatasync flock "
+    "creat stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 readlink readlinkat getcwd",
+    "chdir fchdir mkdir mkdirat rmdir rename renameat renameat2 unlink unlinkat symlink symlinkat umask",
+    "getdents getdents64 ftruncate fallocate fsync fdatasync flock",
     # Memory and threads.
-    "brk mmap mprotect munmap mremap madvise msync futex set_robust_list get_robust_list set_tid_address rseq "
-    "membarrier arch_prctl sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max "
-    "sched_get_priority_min getcpu "
+    "brk mmap mprotect munmap mremap madvise msync futex set_robust_list get_robust_list set_tid_address rseq",
+    "membarrier arch_prctl sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max",
+    "sched_get_priority_min getcpu",
     # Time and signals to itself.
-    "nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times getitimer setitimer alarm pause "
-    "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack restart_syscall "
+    "nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times getitimer setitimer alarm pause",
+    "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack restart_syscall",
     # Facts about itself.
-    "getpid gettid getppid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp getpgid getsid "
-    "getrusage getrlimit setrlimit getpriority uname sysinfo getrandom exit exit_group wait4 waitid "
+    "getpid gettid getppid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp getpgid getsid",
+    "getrusage getrlimit setrlimit getpriority uname sysinfo getrandom exit exit_group wait4 waitid",
     # A connected pair of sockets, which asyncio wakes itself with.
-    "recvfrom recvmsg sendto sendmsg shutdown getsockopt setsockopt getsockname getpeername"
-).split()
+    "recvfrom recvmsg sendto sendmsg shutdown getsockopt setsockopt getsockname getpeername",
+)
 
 _CLONE_THREAD: Final = 0x00010000
 _O_ACCMODE_AND_TRUNC: Final = 0o1003
@@ -102,7 +102,9 @@ def compile_filter(machine: str) -> SyscallFilter:
         ValueError: the filter does not know this kind of machine.
     """
     if machine not in _MACHINES:
-        raise ValueError(f"system calls of {machine} are not known here, only those of {', '.join(_MACHINES)}")
+        raise ValueError(
+            f"system calls of {machine} are not known here, only those of {', '.join(_MACHINES)}"
+        )
     name, architecture = _MACHINES[machine]
     program: list[Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE_OFFSET),
@@ -113,7 +115,7 @@ def compile_filter(machine: str) -> SyscallFilter:
     if machine == "x86_64":
         program += [(_JUMP_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _KILL_PROCESS)]
     own_process: list[int] = []
-    for call in _ALLOWED:
+    for call in " ".join(_ALLOWED).split():
         if (number := _number(call, name)) is not None:
             program += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     for call, conditions in _ALLOWED_IF.items():
@@ -137,7 +139,12 @@ def _checks(conditions: tuple[_Condition, ...]) -> list[Instruction]:
     program: list[Instruction] = []
     for condition in conditions:
         program += [
-            (_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * condition.index),  # the low half: both machines are little-endian
+            (
+                _LOAD,
+                0,
+                0,
+                _ARGUMENTS_OFFSET + 8 * condition.index,
+            ),  # the low half: both machines are little-endian
             (_AND, 0, 0, condition.mask),
         ]
         for left, value in zip(range(len(condition.values), 0, -1), condition.values, strict=True):

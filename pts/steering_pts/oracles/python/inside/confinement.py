@@ -23,7 +23,11 @@ LIBRARY_FD: Final = 6
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
 _SECCOMP_MODE_FILTER: Final = 2
-_LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446  # the same on all machines
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = (
+    444,
+    445,
+    446,
+)  # the same on all machines
 _CAPSET: Final = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
@@ -114,7 +118,9 @@ def _limit(settings: Confinement) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (settings.cpu_seconds, settings.cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (settings.memory_bytes, settings.memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (settings.file_bytes, settings.file_bytes))
-    if settings.uid is not None:  # counts the user's threads, so it says nothing about a user with other processes, one more for the tests
+    if (
+        settings.uid is not None
+    ):  # counts the user's threads, so it says nothing about a user with other processes, one more for the tests
         resource.setrlimit(resource.RLIMIT_NPROC, (settings.threads + 1, settings.threads + 1))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     for name in ("MEMLOCK", "MSGQUEUE", "RTPRIO", "SIGPENDING"):
@@ -138,17 +144,25 @@ def _drop_privileges(settings: Confinement) -> None:
 def _reach_library_by_descriptor(library: str) -> None:
     """An interpreter in a folder that its user may not enter (`/root`): imports go through the open folder."""
     here = f"/proc/self/fd/{LIBRARY_FD}"
-    sys.path[:] = [
-        here + entry.removeprefix(library) for entry in sys.path if entry == library or entry.startswith(library + "/")
-    ]
+    sys.path[:] = [entry for entry in sys.path if entry == library or entry.startswith(library + "/")]
+    packages = [vars(module).get("__path__") for module in list(sys.modules.values())]
+    for paths in (sys.path, *(path for path in packages if isinstance(path, list))):
+        paths[:] = [here + path.removeprefix(library) if path.startswith(library) else path for path in paths]
     sys.path_importer_cache.clear()
 
 
 def _ruleset(settings: Confinement, directory: str) -> int:
     """A descriptor of the Landlock rules: reading what is allowed, anything in the directory, nothing else."""
     abi = _syscall(_LANDLOCK_CREATE_RULESET, None, 0, 1)
-    handled = _ABI_1 | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0) | (_IOCTL_DEV if abi >= 5 else 0)
-    attributes = struct.pack("=QQQ", handled, 0b11 if abi >= 4 else 0, 0b11 if abi >= 6 else 0)  # TCP; sockets, signals
+    handled = (
+        _ABI_1
+        | (_REFER if abi >= 2 else 0)
+        | (_TRUNCATE if abi >= 3 else 0)
+        | (_IOCTL_DEV if abi >= 5 else 0)
+    )
+    attributes = struct.pack(
+        "=QQQ", handled, 0b11 if abi >= 4 else 0, 0b11 if abi >= 6 else 0
+    )  # TCP; sockets, signals
     size = 8 if abi < 4 else 16 if abi < 6 else 24
     ruleset = _syscall(_LANDLOCK_CREATE_RULESET, attributes, size, 0)
     try:

@@ -20,10 +20,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Final, NoReturn
 
 from steering_pts.oracles.python.inside import tree
-from steering_pts.oracles.python.inside.confinement import LIBRARY_FD, Confinement, ConfinementError, become_subreaper, confine
+from steering_pts.oracles.python.inside.confinement import (
+    LIBRARY_FD,
+    Confinement,
+    ConfinementError,
+    become_subreaper,
+    confine,
+)
 from steering_pts.oracles.python.inside.program import run_program
 from steering_pts.oracles.python.inside.testing import Suite, run_tests
 
@@ -114,7 +121,9 @@ def main() -> None:
         control.send(json.dumps(asdict(outcome)).encode())
 
 
-def _run(settings: LauncherSettings, control: socket.socket, source: int, suite: int, report: int) -> Outcome | None:
+def _run(
+    settings: LauncherSettings, control: socket.socket, source: int, suite: int, report: int
+) -> Outcome | None:
     """Runs one pair of processes to its end; None when nobody waits for the outcome any more."""
     folder = tempfile.mkdtemp(dir=settings.folder)
     uid = settings.confinement.uid
@@ -257,7 +266,10 @@ def _watch(
 def _exceeded(settings: LauncherSettings, program: _Child, folder: str, deadline: float) -> str | None:
     if time.monotonic() > deadline:
         return "time"
-    if program.exit is None and os.stat(f"/proc/{program.process}/task").st_nlink - 2 > settings.confinement.threads:
+    if (
+        program.exit is None
+        and Path(f"/proc/{program.process}/task").stat().st_nlink - 2 > settings.confinement.threads
+    ):
         return "threads"
     limit = settings.confinement.file_bytes
     if _written(program) > limit or tree.exceeds(folder, limit):
@@ -267,8 +279,8 @@ def _exceeded(settings: LauncherSettings, program: _Child, folder: str, deadline
 
 def _written(program: _Child) -> int:
     """Bytes that the program has sent to a disk, including those of files that it has deleted."""
-    with contextlib.suppress(OSError), open(f"/proc/{program.process}/io", encoding="ascii") as counters:
-        for line in counters:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{program.process}/io").read_text().splitlines():
             name, _, value = line.partition(": ")
             if name == "write_bytes":
                 return int(value)
@@ -301,17 +313,16 @@ def _end_orphans() -> None:
     """Without a filter of system calls a program can leave processes behind; they become children of the launcher."""
     with contextlib.suppress(ChildProcessError):
         while True:
-            for entry in os.listdir("/proc"):
-                if entry.isdigit() and _parent(entry) == os.getpid():
+            for entry in Path("/proc").iterdir():
+                if entry.name.isdigit() and _parent(entry) == os.getpid():
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(entry), signal.SIGKILL)
+                        os.kill(int(entry.name), signal.SIGKILL)
             os.waitpid(-1, 0)
 
 
-def _parent(process: str) -> int:
+def _parent(process: Path) -> int:
     try:
-        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
+        return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
     except OSError:
         return 0
 

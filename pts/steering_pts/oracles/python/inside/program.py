@@ -33,7 +33,7 @@ OPERATIONS: Final[dict[str, Callable[..., Any]]] = {
 }  # fmt: skip
 """What the tests may do to an object of the program, beside calling it."""
 
-_Changing = list | dict | set | bytearray | deque
+_CHANGING: Final = (list, dict, set, bytearray, deque)
 
 
 def run_program(source: str, reading: int, writing: int) -> None:
@@ -82,7 +82,10 @@ class _Program(Handles):
                 return ["value"]
             case ["names", *names]:
                 found = vars(self._module)
-                return ["value", *([encode(found[str(name)], self)] if name in found else None for name in names)]
+                return [
+                    "value",
+                    *([encode(found[str(name)], self)] if name in found else None for name in names),
+                ]
             case ["call", function, list(arguments), list(keywords)]:
                 positional = [decode(argument, self) for argument in arguments]
                 named = {str(name): decode(argument, self) for name, argument in keywords}
@@ -93,7 +96,7 @@ class _Program(Handles):
                 changed = [
                     [index, encode(value, self)]
                     for index, value in enumerate(positional)
-                    if isinstance(value, _Changing) and _snapshot(value) != before[index]
+                    if isinstance(value, _CHANGING) and _snapshot(value) != before[index]
                 ]
                 return ["value", result, changed]
             case ["do", str(operation), bool(opaque), *arguments]:
@@ -120,7 +123,9 @@ class _Theirs:
 
     def __call__(self, *arguments: object) -> object:
         program = self._program
-        answer = program.peer.ask(["call", self.number, [encode(argument, program) for argument in arguments]])
+        answer = program.peer.ask(
+            ["call", self.number, [encode(argument, program) for argument in arguments]]
+        )
         if answer[0] == "value":
             return decode(answer[1], program)
         raise RuntimeError(f"a function of the tests raised {answer[1]}")
@@ -131,11 +136,11 @@ class _NoHandles(Handles):
         return ["object", id(value)]
 
     def resolve(self, kind: str, fields: list[Json]) -> object:
-        raise MalformedError(kind)
+        raise MalformedError(f"{kind} of {fields}")
 
 
 def _snapshot(value: object) -> str | None:
-    return json.dumps(encode(value, _NoHandles())) if isinstance(value, _Changing) else None
+    return json.dumps(encode(value, _NoHandles())) if isinstance(value, _CHANGING) else None
 
 
 def _names(kind: type) -> list[Json]:

@@ -35,6 +35,7 @@ class Remote:
         object.__setattr__(self, "_plain", plain)
 
     def __call__(self, *arguments: object, **keywords: object) -> object:
+        """Calls it in the program's process."""
         return _program(self).call(self, arguments, keywords)
 
     def __getattr__(self, name: str) -> object:
@@ -94,17 +95,17 @@ def _opaque(name: str) -> Callable[..., object]:
     return opaque
 
 
-_FORWARDED: Final = (
-    "len iter next reversed getitem setitem delitem contains str repr bool int float complex index bytes round floor "
-    "ceil trunc dir format enter exit"
-).split()
-_ARITHMETIC: Final = "add sub mul truediv floordiv mod pow matmul and or xor".split()
+_FORWARDED: Final = """
+    len iter next reversed getitem setitem delitem contains str repr bool int float complex index bytes round floor
+    ceil trunc dir format enter exit
+"""
+_ARITHMETIC: Final = "add sub mul truediv floordiv mod pow matmul and or xor"
 
-for _name in _FORWARDED:
+for _name in _FORWARDED.split():
     setattr(Remote, f"__{_name}__", _forward(f"__{_name}__"))
 for _name in ("lt", "le", "gt", "ge"):
     setattr(Remote, f"__{_name}__", _between(f"__{_name}__", opaque=False))
-for _name in _ARITHMETIC:
+for _name in _ARITHMETIC.split():
     # operator's functions for & and | have other names, as `and` and `or` are words of the language.
     setattr(Remote, f"__{_name}__", _between(f"__{_name}{'_' * (_name in {'and', 'or'})}__", opaque=True))
 for _name in ("neg", "pos", "abs", "invert"):

@@ -10,13 +10,18 @@ import types
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from steering_pts.oracles.python.inside.peer import BrokenOffError, Peer
 from steering_pts.oracles.python.inside.remote import Remote, describe
 from steering_pts.oracles.python.inside.values import Handles, Json, MalformedError, decode, encode
 
-_FUNCTIONS: Final = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodDescriptorType)
+_FUNCTIONS: Final = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.MethodDescriptorType,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,9 @@ def _place(error: BaseException, tests: str) -> str:
         line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == "<tests>" else line
         trace = trace.tb_next
     lines = tests.split("\n")
-    return f" in the tests' line {line}: {lines[line - 1].strip():.200}" if line and line <= len(lines) else ""
+    return (
+        f" in the tests' line {line}: {lines[line - 1].strip():.200}" if line and line <= len(lines) else ""
+    )
 
 
 class _Program(Handles):
@@ -109,7 +116,7 @@ class _Program(Handles):
     def __init__(self, reading: int, writing: int) -> None:
         self._peer = Peer(reading, writing, self._serve)
         self._functions: list[Callable[..., object]] = []
-        self._exceptions: dict[tuple[str, ...], type[Exception]] = {}
+        self._exceptions: dict[tuple[str, ...], type[BaseException]] = {}
         self._last_error: BaseException | None = None
         self.ended: str | None = None
         self.unusable: str | None = None
@@ -157,7 +164,9 @@ class _Program(Handles):
         if isinstance(value, _FUNCTIONS):
             self._functions.append(value)
             return ["function", len(self._functions) - 1]
-        self.unusable = f"the tests hand the program a {type(value).__name__}, which can't leave their process"
+        self.unusable = (
+            f"the tests hand the program a {type(value).__name__}, which can't leave their process"
+        )
         raise UnusableError(self.unusable)
 
     def resolve(self, kind: str, fields: list[Json]) -> object:
@@ -194,8 +203,8 @@ class _Program(Handles):
             self._last_error = Exception(message)
         raise self._last_error
 
-    def _exception(self, names: list[Json]) -> type[Exception]:
-        """A class of these names from its own to its base's, the built-in ones among them being the built-in classes."""
+    def _exception(self, names: list[Json]) -> type[BaseException]:
+        """The class of these names, its own first: from the built-in one among them on, it is Python's own."""
         key = tuple(str(name) for name in names)
         if key and key not in self._exceptions:
             found = vars(builtins).get(key[0])
@@ -212,19 +221,14 @@ class _Program(Handles):
             return self._end("the program sent what is no value")
 
     def _restore(self, arguments: tuple[object, ...], change: Json) -> None:
+        """Gives an argument the content that the program's function has left in its copy."""
         match change:
             case [int(index), content] if 0 <= index < len(arguments):
                 original, new = arguments[index], self._decode(content)
-                if type(original) is not type(new):
-                    self._end("the program sent what is no message")
-                if isinstance(original, list | bytearray):
-                    original[:] = new
-                elif isinstance(original, dict | set):
-                    original.clear()
-                    original.update(new)
-                elif isinstance(original, deque):
-                    original.clear()
-                    original.extend(new)
+                if type(original) is type(new):
+                    _replace(original, new)
+                    return
+        self._end("the program sent what is no message")
 
     def _serve(self, question: list[Json]) -> list[Json]:
         match question:
@@ -239,3 +243,14 @@ class _Program(Handles):
     def _end(self, reason: str) -> NoReturn:
         self.ended = reason
         raise ProgramError(reason)
+
+
+def _replace(original: object, new: Any) -> None:  # of the same type as the original
+    if isinstance(original, list | bytearray):
+        original[:] = new
+    elif isinstance(original, dict | set):
+        original.clear()
+        original.update(new)
+    elif isinstance(original, deque):
+        original.clear()
+        original.extend(new)

@@ -8,12 +8,12 @@ handle. Where pickle would run code, JSON does not.
 from __future__ import annotations
 
 import builtins
-import datetime
+import datetime as dt
 from collections import deque
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from fractions import Fraction
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 Json = object
 """What `json` reads and writes. A list begins with the name of what it holds; there are no objects."""
@@ -25,13 +25,6 @@ _CONTAINERS: Final[dict[str, Callable[[Iterable[object]], object]]] = {
     "set": set,
     "frozenset": frozenset,
     "deque": deque,
-}
-_TEXTS: Final[dict[str, tuple[type, Callable[[str], object]]]] = {
-    "fraction": (Fraction, Fraction),
-    "decimal": (Decimal, Decimal),
-    "datetime": (datetime.datetime, datetime.datetime.fromisoformat),
-    "date": (datetime.date, datetime.date.fromisoformat),
-    "time": (datetime.time, datetime.time.fromisoformat),
 }
 
 
@@ -93,19 +86,22 @@ def decode(value: Json, handles: Handles) -> object:
 
 def plain(value: object, handles: Handles) -> Json:
     """For an instance of a subclass of a built-in type: what it is as that type, as JSON; else None."""
-    if isinstance(value, list):
-        return encode([*list.__iter__(value)], handles)
-    if isinstance(value, tuple):
-        return encode(tuple(tuple.__iter__(value)), handles)
-    if isinstance(value, dict):
-        return encode(dict(dict.items(value)), handles)
-    if isinstance(value, set):
-        return encode(set(set.__iter__(value)), handles)
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return _integer(int.__int__(value))
-    return float.__float__(value) if isinstance(value, float) else None
+    for kind, underneath in _UNDERNEATH.items():
+        if isinstance(value, kind):
+            return encode(underneath(value), handles)
+    return None
+
+
+_UNDERNEATH: Final[dict[type, Callable[[Any], object]]] = {
+    list: lambda value: [*list.__iter__(value)],
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+    dict: lambda value: dict(dict.items(value)),
+    set: lambda value: set(set.__iter__(value)),
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__float__,
+}
+"""By the built-in types' own methods, not by those that a subclass may have in their place."""
 
 
 def _integer(value: int) -> Json:
@@ -113,55 +109,64 @@ def _integer(value: int) -> Json:
     return value if -_SMALL < value < _SMALL else ["int", hex(value)]
 
 
+_FIELDS: Final[dict[type, Callable[[Any], list[Json]]]] = {
+    bytes: lambda value: [value.hex()],
+    bytearray: lambda value: [value.hex()],
+    complex: lambda value: [value.real, value.imag],
+    range: lambda value: [_integer(one) for one in (value.start, value.stop, value.step)],
+    Fraction: lambda value: [str(value)],
+    Decimal: lambda value: [str(value)],
+    dt.datetime: lambda value: [value.isoformat()],
+    dt.date: lambda value: [value.isoformat()],
+    dt.time: lambda value: [value.isoformat()],
+    dt.timedelta: lambda value: [value.days, value.seconds, value.microseconds],
+}
+
+
 def _rarer(value: object, handles: Handles) -> Json:
     kind = type(value)
-    if kind in {bytes, bytearray}:
-        return [kind.__name__, cast("bytes", value).hex()]
-    if kind is complex:
-        number = cast("complex", value)
-        return ["complex", number.real, number.imag]
-    if kind is range:
-        span = cast("range", value)
-        return ["range", *(_integer(one) for one in (span.start, span.stop, span.step))]
-    if kind is datetime.timedelta:
-        difference = cast("datetime.timedelta", value)
-        return ["timedelta", difference.days, difference.seconds, difference.microseconds]
-    for name, (text_kind, _) in _TEXTS.items():
-        if kind is text_kind:
-            return [name, value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)]
-    if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
-        return ["class", value.__name__]
+    if kind in _FIELDS:
+        return [kind.__name__, *_FIELDS[kind](value)]
+    if isinstance(value, type):
+        name = value.__name__
+        return ["class", name] if vars(builtins).get(name) is value else handles.handle(value)
     if kind.__module__ == "collections" and isinstance(value, dict):  # Counter, OrderedDict, defaultdict
         return plain(value, handles)
     return handles.handle(value)
 
 
+_BUILDERS: Final[dict[str, Callable[[list[Json]], object]]] = {
+    "int": lambda fields: int(_text(fields[0]), 16),
+    "bytes": lambda fields: bytes.fromhex(_text(fields[0])),
+    "bytearray": lambda fields: bytearray.fromhex(_text(fields[0])),
+    "complex": lambda fields: complex(_number(fields[0]), _number(fields[1])),
+    "range": lambda fields: range(*map(_whole, fields)),
+    "Fraction": lambda fields: Fraction(_text(fields[0])),
+    "Decimal": lambda fields: Decimal(_text(fields[0])),
+    "datetime": lambda fields: dt.datetime.fromisoformat(_text(fields[0])),
+    "date": lambda fields: dt.date.fromisoformat(_text(fields[0])),
+    "time": lambda fields: dt.time.fromisoformat(_text(fields[0])),
+    "timedelta": lambda fields: dt.timedelta(*map(_whole, fields)),
+    "class": lambda fields: _builtin_class(_text(fields[0])),
+}
+
+
 def _decode_list(kind: str, fields: list[Json], handles: Handles) -> object:
-    if kind == "int":
-        return int(_text(fields[0]), 16)
     if kind in _CONTAINERS:
         return _CONTAINERS[kind]([decode(one, handles) for one in fields])
     if kind == "dict":
         parts = [decode(one, handles) for one in fields]
         return dict(zip(parts[::2], parts[1::2], strict=True))
-    if kind in {"bytes", "bytearray"}:
-        content = bytes.fromhex(_text(fields[0]))
-        return content if kind == "bytes" else bytearray(content)
-    if kind == "complex":
-        return complex(_number(fields[0]), _number(fields[1]))
-    if kind == "range":
-        return range(*(_whole(decode(one, handles)) for one in fields))
-    if kind == "timedelta":
-        days, seconds, microseconds = (_whole(one) for one in fields)
-        return datetime.timedelta(days, seconds, microseconds)
-    if kind in _TEXTS:
-        return _TEXTS[kind][1](_text(fields[0]))
-    if kind == "class":
-        found = vars(builtins).get(_text(fields[0]))
-        if isinstance(found, type):
-            return found
-        raise MalformedError("a class that is not built in")
+    if kind in _BUILDERS:
+        return _BUILDERS[kind](fields)
     return handles.resolve(kind, fields)
+
+
+def _builtin_class(name: str) -> type:
+    found = vars(builtins).get(name)
+    if not isinstance(found, type):
+        raise MalformedError(f"{name!r:.40} is no built-in class")
+    return found
 
 
 def _text(value: object) -> str:
@@ -171,9 +176,13 @@ def _text(value: object) -> str:
 
 
 def _whole(value: object) -> int:
-    if not isinstance(value, int):
-        raise MalformedError("no whole number")
-    return value
+    """A whole number as `_integer` has written it."""
+    match value:
+        case int():
+            return value
+        case ["int", str(digits)]:
+            return int(digits, 16)
+    raise MalformedError("no whole number")
 
 
 def _number(value: object) -> float:

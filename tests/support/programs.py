@@ -1,0 +1,33 @@
+"""Problems whose answers are programs."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+from steering_pts.data import Problem
+
+
+def problem_with(tests: str) -> Problem:
+    """A problem whose gold answer is these tests."""
+    return Problem("p", "Write it.", textwrap.dedent(tests))
+
+
+def human_eval_problem(prompt: str, test: str, entry_point: str) -> Problem:
+    """A problem in HumanEval's layout."""
+    return Problem("h", prompt, "    pass\n", {"test": test, "entry_point": entry_point, "task_id": "HumanEval/0"})
+
+
+def mbpp_problem(tests: list[str], setup: str = "", imports: list[str] | None = None) -> Problem:
+    """A problem in MBPP's layout: lists are JSON, as `load_problems` leaves them."""
+    fields = {"test_list": json.dumps(tests), "test_setup_code": setup, "test_imports": json.dumps(imports or [])}
+    return Problem("m", "Write it.", "gold", fields)
+
+
+def attempt(statements: str, imports: str = "") -> str:
+    """A program whose `attempt()` tries the statements and says `done`, or the name of the error that stopped it."""
+    body = textwrap.indent(textwrap.dedent(statements).strip(), "        ")
+    return (
+        f"import ctypes, os, resource, signal, socket, sys, time\n{imports}\ndef attempt():\n    try:\n{body}\n"
+        "    except BaseException as error:\n        return type(error).__name__\n    return 'done'\n"
+    )
