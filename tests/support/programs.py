@@ -5,7 +5,31 @@ from __future__ import annotations
 import json
 import textwrap
 
+from hypothesis import strategies as st
+
 from steering_pts.data import Problem
+
+PROMPT = 'from typing import List\n\n\ndef f(x: int) -> int:\n    """Twice x."""\n'
+"""A prompt as HumanEval has them."""
+
+_LINES = st.sampled_from(
+    [
+        "```python",
+        "```",
+        "````",
+        "~~~",
+        "```ruby",
+        "def f(x):",
+        "    return 2 * x",
+        "f = 1",
+        "text",
+        "",
+        " ```",
+        "`",
+    ]
+)
+TEXTS = st.lists(_LINES | st.text(max_size=6), max_size=12).map("\n".join)
+"""Completions, most of them odd ones, that may define `f`."""
 
 
 def problem_with(tests: str) -> Problem:
@@ -15,12 +39,18 @@ def problem_with(tests: str) -> Problem:
 
 def human_eval_problem(prompt: str, test: str, entry_point: str) -> Problem:
     """A problem in HumanEval's layout."""
-    return Problem("h", prompt, "    pass\n", {"test": test, "entry_point": entry_point, "task_id": "HumanEval/0"})
+    return Problem(
+        "h", prompt, "    pass\n", {"test": test, "entry_point": entry_point, "task_id": "HumanEval/0"}
+    )
 
 
 def mbpp_problem(tests: list[str], setup: str = "", imports: list[str] | None = None) -> Problem:
     """A problem in MBPP's layout: lists are JSON, as `load_problems` leaves them."""
-    fields = {"test_list": json.dumps(tests), "test_setup_code": setup, "test_imports": json.dumps(imports or [])}
+    fields = {
+        "test_list": json.dumps(tests),
+        "test_setup_code": setup,
+        "test_imports": json.dumps(imports or []),
+    }
     return Problem("m", "Write it.", "gold", fields)
 
 

@@ -161,25 +161,27 @@ class PythonOracle(Oracle):
     def _judgement(self, key: tuple[Suite, str], result: SandboxResult) -> Judgement:
         program, limit, report = key[1], result.outcome.limit, result.report
         # Tests that passed have passed, though the program went on doing something until it was ended.
-        passed = report is not None and report.outcome == "passed"
-        if not passed and limit is not None:
-            explanation = f"it took more {limit} than its limit"
-            if limit not in _TIMES:
-                return self._keep(key, Verdict.INCORRECT, explanation)
-            # Not kept: on a machine less busy it may be otherwise.
-            if self._timeout is Verdict.CENSORED:
-                return Judgement.failure(explanation, program)
-            return Judgement(Verdict.INCORRECT, program, explanation)
+        if report is not None and report.outcome == "passed":
+            return self._keep(key, Verdict.CORRECT, report.explanation)
+        if limit is not None:
+            return self._over(key, limit)
         if report is None:
             return Judgement.failure(f"the tests ended without a report{_last_line(result)}", program)
         if report.outcome == "unusable":
             return Judgement.failure(report.explanation, program)
-        if passed:
-            return self._keep(key, Verdict.CORRECT, report.explanation)
-        ended = (
-            f" (exit code {result.outcome.exit}){_last_line(result)}" if _ended(report.explanation) else ""
-        )
-        return self._keep(key, Verdict.INCORRECT, report.explanation + ended)
+        explanation = report.explanation
+        if explanation.startswith("the program ended"):
+            explanation += f" (exit code {result.outcome.exit}){_last_line(result)}"
+        return self._keep(key, Verdict.INCORRECT, explanation)
+
+    def _over(self, key: tuple[Suite, str], limit: str) -> Judgement:
+        explanation = f"it took more {limit} than its limit"
+        if limit not in _TIMES:
+            return self._keep(key, Verdict.INCORRECT, explanation)
+        # Not kept: on a machine less busy it may be otherwise.
+        if self._timeout is Verdict.CENSORED:
+            return Judgement.failure(explanation, key[1])
+        return Judgement(Verdict.INCORRECT, key[1], explanation)
 
     def _keep(self, key: tuple[Suite, str], verdict: Verdict, explanation: str) -> Judgement:
         with self._lock:
@@ -204,10 +206,6 @@ def _refusal(faults: Sequence[str]) -> str:
         "and Landlock (5.13 or later, enabled). unsafe=yes runs programs with what there is; use it only where nothing "
         "can be harmed, such as a virtual machine of its own."
     )
-
-
-def _ended(explanation: str) -> bool:
-    return explanation.startswith("the program ended")
 
 
 def _last_line(result: SandboxResult) -> str:

@@ -44,6 +44,8 @@ main()
 """
 _USERS: Final = (range(0x70000000, 0x7FFFFFFE), range(50_000, 65_000))
 """Ids that nobody uses (systemd.io/UIDS-GIDS); the second where a container has only 65,536."""
+_NEEDED_CAPABILITIES: Final = frozenset({0, 1, 3, 5, 6, 7})
+"""Chown, dac_override, fowner, kill, setgid, setuid: to make somebody of another user, and to clean up after him."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,9 @@ class _Launcher:
             return SandboxResult(Outcome(**json.loads(answer)), _report(descriptors[-1]))
 
     def close(self) -> None:
-        """Ends the process; those that it started end with it."""
+        """Ends the process; those that it started end with it. A thread that waits for it gets a `SandboxError`."""
+        with contextlib.suppress(OSError):  # closed before
+            self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
         try:
             self._process.wait(timeout=1)  # it ends what runs, and cleans up, when the socket closes
@@ -211,6 +215,8 @@ class _Launcher:
         self._errors.close()
 
     def _complaint(self) -> str:
+        if self._errors.closed:
+            return ""
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return f": {lines[-1]}" if lines else ""
@@ -241,12 +247,19 @@ def _report(descriptor: int) -> Report | None:
 
 def _spare_user() -> int | None:
     """A user id for one launcher's programs, if this process may become anybody; None where it may not."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 or not _capabilities() >= _NEEDED_CAPABILITIES:
         return None
     for users in _USERS:
         if all(_is_mapped(users, Path(f"/proc/self/{kind}_map").read_text()) for kind in ("uid", "gid")):
             return random.SystemRandom().choice(users)
     return None
+
+
+def _capabilities() -> set[int]:
+    """Numbers of the capabilities that this process has; a container's root may have few."""
+    status = Path("/proc/self/status").read_text()
+    mask = int(status.partition("CapEff:")[2].split()[0], 16)
+    return {number for number in range(64) if mask >> number & 1}
 
 
 def _is_mapped(users: range, table: str) -> bool:
