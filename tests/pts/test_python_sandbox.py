@@ -473,6 +473,7 @@ FAKES = {
         "class A(str):\n    def __eq__(self, other): return True\n    def __hash__(self): return hash(4)\n"
         "def f(x): return A('x')"
     ),
+    "a container of everything": "class A:\n    def __contains__(self, item): return True\ndef f(x): return A()",
     "built-ins replaced": (
         "import builtins\nbuiltins.AssertionError = None\nbuiltins.isinstance = lambda *a: True\ndef f(x): return 5"
     ),
@@ -511,6 +512,8 @@ FAKES = {
 @pytest.mark.parametrize("program", FAKES.values(), ids=FAKES.keys())
 def test_success_is_not_faked_by(oracle: PythonOracle, program: str) -> None:
     assert verdict(oracle, program) is Verdict.INCORRECT
+    for tests in ("assert 4 in f(2)", "assert f(2) in (4, 9)", "assert not f(2) != 4", "assert {4: 1}[f(2)]"):
+        assert oracle.judge(problem_with(tests), program).verdict is Verdict.INCORRECT
 
 
 def test_an_answer_in_advance_is_no_more_than_an_answer(oracle: PythonOracle) -> None:
@@ -607,7 +610,7 @@ def test_closing_in_the_middle_ends_what_runs(tmp_path: Path, monkeypatch: pytes
     oracle.close()
     thread.join()
 
-    assert judged == [Judgement.failure("the sandbox ended", "def f(x):\n    while True: pass")]
+    assert judged == [Judgement.failure("the sandbox was closed", "def f(x):\n    while True: pass")]
     assert [*tmp_path.iterdir()] == []
     assert descendants(os.getpid()) - before == set()
 

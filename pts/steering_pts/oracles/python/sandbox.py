@@ -158,10 +158,10 @@ class _Launcher:
     """The process that forks the processes of programs, and the socket to it."""
 
     def __init__(self, settings: LauncherSettings) -> None:
-        self._patience = settings.wall_seconds + _GRACE_SECONDS
+        self._closed = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by close
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.settimeout(self._patience)
+        self._control.settimeout(settings.wall_seconds + _GRACE_SECONDS)
         # Not the variables of this process, which may be secrets. Sets in the same order, whenever a program runs.
         environment = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "MALLOC_ARENA_MAX": "2"}
         if libraries := os.environ.get("LD_LIBRARY_PATH"):  # some interpreters do not start without
@@ -195,15 +195,14 @@ class _Launcher:
                 socket.send_fds(self._control, [b"run"], descriptors)
                 answer = self._control.recv(1 << 16)
             except OSError as error:
-                raise SandboxError(
-                    f"the sandbox does not answer ({type(error).__name__}){self._complaint()}"
-                ) from error
+                raise self._error(f"does not answer ({type(error).__name__})") from error
             if not answer:
-                raise SandboxError(f"the sandbox ended{self._complaint()}")
+                raise self._error("ended")
             return SandboxResult(Outcome(**json.loads(answer)), _report(descriptors[-1]))
 
     def close(self) -> None:
         """Ends the process; those that it started end with it. A thread that waits for it gets a `SandboxError`."""
+        self._closed = True
         with contextlib.suppress(OSError):  # closed before
             self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
@@ -214,12 +213,12 @@ class _Launcher:
             self._process.wait()
         self._errors.close()
 
-    def _complaint(self) -> str:
-        if self._errors.closed:
-            return ""
+    def _error(self, what: str) -> SandboxError:
+        if self._closed:
+            return SandboxError("the sandbox was closed")
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f": {lines[-1]}" if lines else ""
+        return SandboxError(f"the sandbox {what}{f': {lines[-1]}' if lines else ''}")
 
 
 def _close(launchers: set[_Launcher], folder: str) -> None:

@@ -20,7 +20,7 @@ MODULE: Final = "program"
 
 OPERATIONS: Final[dict[str, Callable[..., Any]]] = {
     **{f"__{name}__": getattr(operator, name) for name in (
-        "getitem", "setitem", "delitem", "contains", "index", "eq", "lt", "le", "gt", "ge", "add", "sub", "mul",
+        "getitem", "setitem", "delitem", "index", "eq", "lt", "le", "gt", "ge", "add", "sub", "mul",
         "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "neg", "pos", "abs", "invert",
     )},
     "__len__": len, "__iter__": iter, "__next__": next, "__reversed__": reversed, "__str__": str, "__repr__": repr,

@@ -23,8 +23,8 @@ class Remote:
 
     A program must not be able to pass a test with an object that says that it equals anything. So it never decides
     alone: against a plain value an object compares as what it is underneath (an instance of a subclass of list as a
-    list), and an object that is nothing underneath equals no plain value. Two objects of the program are compared, and
-    arithmetic is done, by the program, and results of arithmetic stay objects.
+    list), and an object that is nothing underneath equals no plain value; what `in` finds, it finds by iterating. Two
+    objects of the program are compared, and arithmetic is done, by the program, and results of arithmetic stay objects.
     """
 
     __slots__ = ("_number", "_plain", "_program")
@@ -96,7 +96,7 @@ def _opaque(name: str) -> Callable[..., object]:
 
 
 _FORWARDED: Final = """
-    len iter next reversed getitem setitem delitem contains str repr bool int float complex index bytes round floor
+    len iter next reversed getitem setitem delitem str repr bool int float complex index bytes round floor
     ceil trunc dir format enter exit
 """
 _ARITHMETIC: Final = "add sub mul truediv floordiv mod pow matmul and or xor"
