@@ -8,6 +8,7 @@ import textwrap
 from hypothesis import strategies as st
 
 from steering_pts.data import Problem
+from steering_pts.oracles import Oracle, Verdict
 
 PROMPT = 'from typing import List\n\n\ndef f(x: int) -> int:\n    """Twice x."""\n'
 """A prompt as HumanEval has them."""
@@ -61,3 +62,19 @@ def attempt(statements: str, imports: str = "") -> str:
         f"import ctypes, os, resource, signal, socket, sys, time\n{imports}\ndef attempt():\n    try:\n{body}\n"
         "    except BaseException as error:\n        return type(error).__name__\n    return 'done'\n"
     )
+
+
+FOUR = problem_with("assert f(2) == 4")
+"""Asks for a function that makes 4 of 2."""
+
+
+def verdict(oracle: Oracle, program: str) -> Verdict:
+    """The verdict on a program that is to make 4 of 2."""
+    return oracle.judge(FOUR, program).verdict
+
+
+def refused(oracle: Oracle, statements: str) -> None:
+    """Makes sure that a program may not do this."""
+    problem = problem_with("assert attempt() in ('PermissionError', 'OSError', 'ValueError'), attempt()")
+    judgement = oracle.judge(problem, attempt(statements))
+    assert judgement.verdict is Verdict.CORRECT, judgement.explanation

@@ -8,7 +8,6 @@ with all modules, it starts a pair of processes in a few milliseconds, where a n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import json
 import os
@@ -21,16 +20,22 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from steering_pts.oracles.python.inside import tree
-from steering_pts.oracles.python.inside.confinement import (
-    LIBRARY_FD,
-    Confinement,
-    ConfinementError,
-    become_subreaper,
-    confine,
+from steering_pts.oracles.python.inside.children import (
+    READING,
+    READY,
+    REPORT,
+    WRITING,
+    Child,
+    Descriptors,
+    end,
+    end_orphans,
+    fork,
+    reap,
 )
+from steering_pts.oracles.python.inside.confinement import Confinement, become_subreaper
 from steering_pts.oracles.python.inside.program import run_program
 from steering_pts.oracles.python.inside.testing import Suite, run_tests
 
@@ -39,9 +44,6 @@ FILES_OF_A_JOB: Final = 3  # the program, the tests, and the empty file for the 
 MAX_REPORT_BYTES: Final = 1 << 16
 _TICK_SECONDS: Final = 0.02
 _MAX_OUTPUT_CHARACTERS: Final = 2000
-_NULL, _OUTPUT, _ERRORS, _READING, _WRITING, _STATUS = range(6)
-_REPORT: Final = LIBRARY_FD + 1
-_READY: Final = b"ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +68,6 @@ class Outcome:
     fault: str | None
     exit: int
     output: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Descriptors:
-    """What a child keeps open: its output, and the pipes to the other one."""
-
-    printed: int
-    reading: int
-    writing: int
-
-
-@dataclass(slots=True)
-class _Child:
-    process: int
-    pidfd: int
-    status: int  # reads "ready" once the process is confined
-    exit: int | None = None
-    processor_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -130,98 +114,30 @@ def _run(
     if uid is not None:
         os.chown(folder, uid, uid)
     answers, questions, (output, printed) = os.pipe(), os.pipe(), os.pipe()
-    children: list[_Child] = []
+    children: list[Child] = []
     try:
-        program = _Descriptors(printed, questions[0], answers[1])
-        children.append(_fork(settings, folder, program, None, lambda: _program(source)))
-        tests = _Descriptors(printed, answers[0], questions[1])
-        children.append(_fork(settings, folder, tests, report, lambda: _tests(suite)))
+        program = Descriptors(printed, questions[0], answers[1])
+        children.append(fork(settings.confinement, folder, program, None, lambda: _program(source)))
+        tests = Descriptors(printed, answers[0], questions[1])
+        children.append(fork(settings.confinement, folder, tests, report, lambda: _tests(suite)))
         for descriptor in (*answers, *questions, printed):
             os.close(descriptor)
         watch = _watch(settings, control, children, output, folder)
         return None if watch.abandoned else _outcome(settings, children, watch, output)
     finally:
         for child in children:
-            _end(child)
+            end(child)
             os.close(child.pidfd)
             os.close(child.status)
         os.close(output)
         if settings.confinement.unsafe:
-            _end_orphans()
+            end_orphans()
         tree.remove(folder)
-
-
-def _fork(
-    settings: LauncherSettings,
-    folder: str,
-    descriptors: _Descriptors,
-    report: int | None,
-    prepare: Callable[[], Callable[[], None]],
-) -> _Child:
-    """Starts a process that reads what it is given (`prepare`), confines itself, and does it."""
-    status, reporting = os.pipe()
-    launcher = os.getpid()
-    process = os.fork()
-    if process == 0:
-        _child(settings, folder, descriptors, (reporting, report), launcher, prepare)
-    os.close(reporting)
-    return _Child(process, os.pidfd_open(process), status)
-
-
-def _child(
-    settings: LauncherSettings,
-    folder: str,
-    descriptors: _Descriptors,
-    files: tuple[int, int | None],
-    launcher: int,
-    prepare: Callable[[], Callable[[], None]],
-) -> NoReturn:
-    code = 70
-    try:
-        os.setsid()
-        action = prepare()
-        _keep_only(descriptors, *files)
-        os.chdir(folder)
-        os.environ.update(HOME=folder, TMPDIR=folder)
-        sys.argv[:] = sys.orig_argv[:] = ["program"]
-        try:
-            confine(settings.confinement, folder, launcher)
-        except ConfinementError as error:
-            os.write(_STATUS, str(error).encode())
-            os._exit(code)
-        os.write(_STATUS, _READY)
-        os.close(_STATUS)
-        action()
-        code = 0
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-        os._exit(code)
-
-
-def _keep_only(descriptors: _Descriptors, reporting: int, report: int | None) -> None:
-    """Puts the descriptors where they belong, and closes all others."""
-    wanted = {
-        _NULL: _NULL,
-        _OUTPUT: descriptors.printed,
-        _ERRORS: descriptors.printed,
-        _READING: descriptors.reading,
-        _WRITING: descriptors.writing,
-        _STATUS: reporting,
-    }
-    if report is not None:
-        wanted[_REPORT] = report
-    # First out of each other's way: above all that are wanted.
-    copies = {target: fcntl.fcntl(source, fcntl.F_DUPFD, _REPORT + 1) for target, source in wanted.items()}
-    for target, copy in copies.items():
-        os.dup2(copy, target, inheritable=False)
-    os.closerange(LIBRARY_FD, _REPORT)
-    os.closerange(_REPORT + (report is not None), os.sysconf("SC_OPEN_MAX"))
 
 
 def _program(source: int) -> Callable[[], None]:
     text = _read(source).decode()
-    return lambda: run_program(text, _READING, _WRITING)
+    return lambda: run_program(text, READING, WRITING)
 
 
 def _tests(suite: int) -> Callable[[], None]:
@@ -229,8 +145,8 @@ def _tests(suite: int) -> Callable[[], None]:
     tests = Suite(fields["preamble"], fields["tests"], tuple(fields["names"]), tuple(fields["modules"]))
 
     def run() -> None:
-        report = run_tests(tests, _READING, _WRITING)
-        os.write(_REPORT, json.dumps(asdict(report)).encode()[:MAX_REPORT_BYTES])
+        report = run_tests(tests, READING, WRITING)
+        os.write(REPORT, json.dumps(asdict(report)).encode()[:MAX_REPORT_BYTES])
 
     return run
 
@@ -240,7 +156,7 @@ def _read(file: int) -> bytes:
 
 
 def _watch(
-    settings: LauncherSettings, control: socket.socket, children: list[_Child], output: int, folder: str
+    settings: LauncherSettings, control: socket.socket, children: list[Child], output: int, folder: str
 ) -> _Watch:
     """Waits until the tests have ended, a limit is exceeded, or nobody waits for the outcome any more."""
     program, tests = children
@@ -257,13 +173,13 @@ def _watch(
                 _drain(output, watch, poll)
             else:
                 poll.unregister(descriptor)
-                _reap(program if descriptor == program.pidfd else tests)
+                reap(program if descriptor == program.pidfd else tests)
         if tests.exit is None:
             watch.limit = _exceeded(settings, program, folder, deadline)
     return watch
 
 
-def _exceeded(settings: LauncherSettings, program: _Child, folder: str, deadline: float) -> str | None:
+def _exceeded(settings: LauncherSettings, program: Child, folder: str, deadline: float) -> str | None:
     if time.monotonic() > deadline:
         return "time"
     if (
@@ -277,7 +193,7 @@ def _exceeded(settings: LauncherSettings, program: _Child, folder: str, deadline
     return None
 
 
-def _written(program: _Child) -> int:
+def _written(program: Child) -> int:
     """Bytes that the program has sent to a disk, including those of files that it has deleted."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{program.process}/io").read_text().splitlines():
@@ -295,44 +211,12 @@ def _drain(output: int, watch: _Watch, poll: select.poll) -> None:
         poll.unregister(output)
 
 
-def _reap(child: _Child) -> None:
-    _, status, usage = os.wait4(child.process, 0)
-    child.exit = os.waitstatus_to_exitcode(status)
-    child.processor_seconds = usage.ru_utime + usage.ru_stime
-
-
-def _end(child: _Child) -> None:
-    if child.exit is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.process, signal.SIGKILL)  # its group, and itself if it has no group yet
-        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-        _reap(child)
-
-
-def _end_orphans() -> None:
-    """Without a filter of system calls a program can leave processes behind; they become children of the launcher."""
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            for entry in Path("/proc").iterdir():
-                if entry.name.isdigit() and _parent(entry) == os.getpid():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(entry.name), signal.SIGKILL)
-            os.waitpid(-1, 0)
-
-
-def _parent(process: Path) -> int:
-    try:
-        return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
-def _outcome(settings: LauncherSettings, children: list[_Child], watch: _Watch, output: int) -> Outcome:
+def _outcome(settings: LauncherSettings, children: list[Child], watch: _Watch, output: int) -> Outcome:
     faults = []
     for child in children:
-        _end(child)
+        end(child)
         status = os.read(child.status, 4096)
-        if status != _READY and watch.limit is None:
+        if status != READY and watch.limit is None:
             faults.append(status.decode() or f"a process ended with {child.exit} before it was confined")
     os.set_blocking(output, False)  # what was printed last may not have been read yet
     with contextlib.suppress(BlockingIOError):
@@ -342,7 +226,7 @@ def _outcome(settings: LauncherSettings, children: list[_Child], watch: _Watch, 
     return Outcome(limit, "; ".join(dict.fromkeys(faults)) or None, children[0].exit or 0, printed)
 
 
-def _processor_limit(settings: LauncherSettings, child: _Child) -> str | None:
+def _processor_limit(settings: LauncherSettings, child: Child) -> str | None:
     # The signal alone proves nothing: a program can send it to itself.
     over = child.processor_seconds > 0.9 * settings.confinement.cpu_seconds
     return "processor time" if over and child.exit in {-signal.SIGXCPU, -signal.SIGKILL} else None
