@@ -22,11 +22,13 @@ from steering_pts.cli.data_options import (
     data_options,
 )
 from steering_pts.cli.export import export
+from steering_pts.cli.grade import grade
 from steering_pts.cli.run import (
     ModelChoice,
     RunFolder,
     discover_into,
     oracle_for,
+    oracle_of,
     rollouts,
     sampler_of,
     setting,
@@ -34,6 +36,7 @@ from steering_pts.cli.run import (
 from steering_pts.cli.tables import print_pivots, print_summary, print_vectors
 from steering_pts.data import load_problems
 from steering_pts.errors import DataError, LedgerError, SearchError
+from steering_pts.oracles.registry import ORACLES
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
 from steering_pts.settings import SamplerSettings, SearchSettings
@@ -48,10 +51,16 @@ app = typer.Typer(
     help="Find the pivotal tokens of a language model and turn them into steering vectors.",
 )
 
+app.command()(grade)
+
 Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object.")]
+OracleOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="An option of the oracle; repeatable."),
+]
 
 _SAMPLER = SamplerSettings()
 
@@ -77,8 +86,10 @@ def discover(
     limit: Annotated[int | None, typer.Option(help="Use at most this many problems.", min=1)] = None,
     shuffle_seed: ShuffleSeed = None,
     oracle: Annotated[
-        str | None, typer.Option(help="math, exact or module:function; chosen by the data if not given.")
+        str | None,
+        typer.Option(help=f"{', '.join(ORACLES)} or module:function; chosen by the data if not given."),
     ] = None,
+    oracle_option: OracleOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Plain prompts: do not apply the chat template.")
     ] = False,
@@ -161,7 +172,7 @@ def discover(
         confirm_most=confirm_most,
     )
     folder = RunFolder(run)
-    with oracle_for(oracle, problems) as judge:
+    with oracle_for(oracle, problems, oracle_option or ()) as judge:
         progress = RunProgress(quiet=as_json)
         choice = ModelChoice(model, device, dtype)
         discover_into(folder, choice, problems, judge, sampler, search, seed, progress, raw=raw)
@@ -254,7 +265,7 @@ def vectors(
         sampler = sampler_of(ledger)
         progress = RunProgress(quiet=as_json)
         with (
-            oracle_for(setting(ledger, "oracle", str), problems) as judge,
+            oracle_of(ledger, problems) as judge,
             rollouts(choice, sampler) as (model, source),
         ):
             if bad := [b for b in options.blocks if not 0 <= b < model.loaded.block_count]:

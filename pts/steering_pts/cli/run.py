@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +19,13 @@ from steering_pts.errors import LedgerError
 from steering_pts.ledger import Ledger, LedgerReader
 from steering_pts.ledger.lock import WriterLock
 from steering_pts.oracles.base import Oracle
-from steering_pts.oracles.registry import choose_oracle, make_oracle
+from steering_pts.oracles.registry import (
+    check_fit,
+    choose_oracle,
+    make_oracle,
+    oracle_of_settings,
+    oracle_settings,
+)
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
 from steering_pts.rollouts import EngineRollouts
@@ -114,17 +120,35 @@ def rollouts(choice: ModelChoice, sampler: SamplerSettings) -> Iterator[tuple[St
 
 
 @contextmanager
-def oracle_for(name: str | None, problems: Sequence[Problem]) -> Iterator[Oracle]:
+def oracle_for(
+    name: str | None, problems: Sequence[Problem], options: Sequence[str] = ()
+) -> Iterator[Oracle]:
     """The oracle of that name, or the one that fits the data; closed at the end.
 
+    Args:
+        name: Its name, None to choose by the data.
+        problems: What it is to judge; it must be able to.
+        options: Its options, texts `NAME=VALUE`.
+
     Raises:
-        OracleError: Unknown, or none fits.
+        OracleError: Unknown, not its options, or it does not fit the problems.
     """
-    oracle = choose_oracle(problems) if name is None else make_oracle(name)
-    try:
+    made = choose_oracle(problems, options) if name is None else make_oracle(name, assignments=options)
+    with closing(made) as oracle:
+        check_fit(oracle, problems)
         yield oracle
-    finally:
-        oracle.close()
+
+
+@contextmanager
+def oracle_of(ledger: LedgerReader, problems: Sequence[Problem]) -> Iterator[Oracle]:
+    """The oracle that judged a run, for other problems; closed at the end.
+
+    Raises:
+        OracleError: It can't be made any more, or it does not fit the problems.
+    """
+    with closing(oracle_of_settings(ledger.settings())) as oracle:
+        check_fit(oracle, problems)
+        yield oracle
 
 
 def discover_into(
@@ -154,7 +178,7 @@ def discover_into(
             "tokenizer_digest": model.info.tokenizer_digest,
             "dtype": model.info.dtype,
             "problems_digest": hashlib.sha256(" ".join(p.id for p in problems).encode()).hexdigest(),
-            "oracle": oracle.name,
+            **oracle_settings(oracle),
             "seed": seed,
             "raw": raw,
             **as_json(sampler=sampler, search=search),
