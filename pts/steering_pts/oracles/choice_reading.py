@@ -225,8 +225,7 @@ def read_choice(completion: str, words: ChoiceWords, which: Literal["last", "fir
     """The labels of the choice that a completion makes; several where it does not decide, none where it makes none."""
     reader = ChoiceReader(words, which)
     for line in completion.split("\n"):
-        if reader.read(line):
-            break
+        reader.read(line)
     return reader.answer
 
 
