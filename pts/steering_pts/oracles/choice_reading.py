@@ -3,7 +3,7 @@ r"""Reads which choice a completion makes.
 The strongest kind of answer that a completion has decides, and of its kind the last one (or the first, if asked for):
 
 1. **marked**: `#### B`, `\boxed{B}`, `Answer: B`, `the answer is (B)`, `the correct option is B`, `option B is
-   correct`; `Answer:` may end its line, the next line is the answer then;
+   correct`, `<answer>B</answer>`; `Answer:` may end its line, the next line is the answer then;
 2. **a line of its own**: `(B)`, `B.`, `B) Paris`, `Paris`, `Yes`; two such lines with different choices, one directly
    after the other, list the choices and are no answer;
 3. **an opening**: the first or the last line begins `B) `, `B. `, `Yes, ` or with a choice's text and a comma; it must
@@ -33,11 +33,14 @@ _LEADING_WORDS: Final = frozenset(name for choice in YES_NO for name in choice.n
 _HASHES: Final = re.compile(r"#{4,}(.*)")
 _BOXED: Final = re.compile(r"\\f?box(?:ed)?\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _PHRASE: Final = re.compile(
-    rf"{ANSWER_PHRASE}|\b(?:correct|right|best)\s+(?:choice|option)\s*(?:\bis\b\s*:?|[:=])[\s*_]*|"
-    r"\bI\s+(?:would\s+)?(?:choose|pick|select)\s*:?\s+",
+    rf"{ANSWER_PHRASE}|\b(?:correct|right|best|final|my)\s+(?:choice|option)\s*(?:\b(?:is|(?:would|must)\s+be)\b\s*:?|[:=])[\s*_]*|"
+    r"<answer>|\bI\s+(?:would\s+)?(?:choose|pick|select)\s*:?\s+",
     re.IGNORECASE,
 )
-_APPROVED: Final = re.compile(r"\bis\s+(?:the\s+)?(?:correct|right|best)\b", re.IGNORECASE)
+_APPROVED: Final = re.compile(
+    r"\bis\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:answer|choice|option|one))?\s*(?:[.,;:!*]|$|because\b|since\b)",
+    re.IGNORECASE,
+)
 _FILLER: Final = re.compile(
     r"(?:(?:most\s+likely|probably|clearly|definitely|therefore|simply|actually|indeed|thus|likely|option|choice|letter|"
     r"number|answer|the|is)\b\s*:?\s*|:\s*)",
@@ -51,6 +54,9 @@ _AFTER_LABEL: Final = (
 _REJECTED: Final = re.compile(
     r"(?:\bnot|\bthan|\binstead\s+of|\bunlike|\bneither|\bnor|n't)\s+(?:be\s+|option\s+|choice\s+|the\s+)*\(?$",
     re.IGNORECASE,
+)
+_RULED_OUT: Final = re.compile(
+    r"[\s*_]*(?:(?:is|was)\s+(?:not\b|wrong|incorrect|false)|isn't|wasn't|can't|can\s?not)", re.IGNORECASE
 )
 _AND_OR: Final = re.compile(r"\s*(?:(?:,|/|&|;|\band\b|\bor\b)\s*)+", re.IGNORECASE)
 
@@ -101,13 +107,13 @@ class ChoiceWords:
             return self._labelled(match["any"] or match["label"])
         plain = bare.casefold()
         match = self._own.match(plain)
-        if match and re.match(r"[*_]*(?:[,.;:!]|$)", plain[match.end() :]):
+        if match and re.match(r"[*_]*(?:[,.;:!]|\s[-\u2013\u2014]|$)", plain[match.end() :]):
             return frozenset([self._names[match.group()]])
         return _NONE
 
     def strong(self, line: str) -> Labels:
         """The choices that a line names as `(B)` or `option B`, without those that it rejects."""
-        found = (match for match in self._strong.finditer(line) if not _is_rejected(line, match.start()))
+        found = (match for match in self._strong.finditer(line) if not _is_rejected(line, *match.span()))
         return frozenset(label for match in found for label in self._labelled(match[1] or match[2]))
 
     def stated(self, text: str) -> Labels:
@@ -138,11 +144,11 @@ class ChoiceWords:
 
     def _named_inside(self, text: str) -> Labels:
         plain = " ".join(text.casefold().split())
-        found = (match for match in self._inside.finditer(plain) if not _is_rejected(plain, match.start()))
+        found = (match for match in self._inside.finditer(plain) if not _is_rejected(plain, *match.span()))
         return frozenset(self._names[match.group()] for match in found)
 
     def _words(self, text: str) -> Labels:
-        found = (match for match in self._word.finditer(text) if not _is_rejected(text, match.start()))
+        found = (match for match in self._word.finditer(text) if not _is_rejected(text, *match.span()))
         return frozenset(match["label"] for match in found if match["label"] != "I")
 
     def _labelled(self, label: str) -> Labels:
@@ -202,12 +208,13 @@ class ChoiceReader:
         for match in _BOXED.finditer(line):
             yield self.words.stated(match[1][:_REACH])
         for match in _PHRASE.finditer(line):
-            rest = line[match.end() : match.end() + _REACH]
+            rest = line[match.end() : match.end() + _REACH].replace("</answer>", "\n")
             self._expected = not _undressed(rest)
             yield self.words.stated(_sentence(rest))
         for match in _APPROVED.finditer(line):
             before = line[max(match.start() - _REACH, 0) : match.start()]
-            yield self.words.strong(re.split(r"[.!?;]", before)[-1])
+            sentence = re.split(r"[.!?;]", before)[-1]
+            yield self.words.strong(sentence) or self.words.alone(sentence)
 
     def _read_unmarked(self, line: str) -> None:
         alone = self.words.alone(line)
@@ -225,8 +232,7 @@ def read_choice(completion: str, words: ChoiceWords, which: Literal["last", "fir
     """The labels of the choice that a completion makes; several where it does not decide, none where it makes none."""
     reader = ChoiceReader(words, which)
     for line in completion.split("\n"):
-        if reader.read(line):
-            break
+        reader.read(line)
     return reader.answer
 
 
@@ -234,9 +240,10 @@ def _sentence(text: str) -> str:
     return SENTENCE_END.split(text[:_REACH], maxsplit=1)[0]
 
 
-def _is_rejected(text: str, start: int) -> bool:
-    """Whether the words before `start` say that what begins there is not the answer."""
-    return _REJECTED.search(text[max(start - _REACH, 0) : start]) is not None
+def _is_rejected(text: str, start: int, end: int) -> bool:
+    """Whether the words around a choice say that it is not the answer."""
+    before = _REJECTED.search(text[max(start - _REACH, 0) : start])
+    return before is not None or _RULED_OUT.match(text, end) is not None
 
 
 def _undressed(text: str) -> str:

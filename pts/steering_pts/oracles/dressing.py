@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 FRACTION: Final = r"\\[dt]?frac\s*\{-?\d+\}\s*\{-?\d+\}"
@@ -82,6 +83,7 @@ def scaled_number(answer: str) -> tuple[str, str] | None:
     return number, f"{Decimal(number).scaleb(SCALES[match[2].lower()]):f}"
 
 
+@lru_cache(maxsize=4096)  # the rollouts of a problem give the same few answers
 def undress(answer: str) -> str:
     """An answer without what dresses it."""
     while True:
