@@ -154,6 +154,8 @@ def _sampling_violations(sampling: SamplingParams) -> Iterator[Violation]:
         )
     if not 0 < sampling.top_p <= 1:
         yield Violation("sampling.top_p", f"{sampling.top_p} is outside (0, 1]")
+    if not 0 <= sampling.min_p <= 1:
+        yield Violation("sampling.min_p", f"{sampling.min_p} is outside [0, 1]")
     if sampling.top_k is not None:
         yield from _count_violations("sampling.top_k", sampling.top_k)
     if sampling.max_tokens is not None:

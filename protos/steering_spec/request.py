@@ -51,6 +51,8 @@ class SamplingParams:
         max_tokens: Most tokens to generate; None means the server's default.
         seed: Makes sampling repeatable; None means a fresh one.
         stop: Generation ends before the first of these texts.
+        min_p: Keep tokens at least this share as likely as the most likely one, in [0, 1]; 0 is off. Applied after
+            temperature, top-k and top-p.
     """
 
     temperature: float = 1.0
@@ -59,6 +61,7 @@ class SamplingParams:
     max_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,7 @@ class EngineRollouts:
                 top_k=self._sampler.top_k,
                 max_tokens=request.max_tokens,
                 seed=request.seed,
+                min_p=self._sampler.min_p,
             ),
             banned_first_ids=request.banned_first_ids,
         )

@@ -78,6 +78,7 @@ def run(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
         ("--completions-per-problem", "9", "completions_per_problem (9) exceeds base_rollouts (8)"),
         ("--temperature", "0", "temperature is 0.0; expected above 0, at most 100"),
         ("--top-p", "2", "top_p is 2.0; expected above 0, at most 1"),
+        ("--min-p", "1.5", "min_p is 1.5; expected at least 0 (off), at most 1"),
         ("--top-k", "-1", "top_k is -1; expected 0 (all tokens) or more"),
         ("--max-tokens", "0", "max_tokens is 0; expected at least 1"),
         ("--device", "abacus", "unknown device 'abacus'; expected auto, cpu, cuda or cuda:N"),

@@ -73,6 +73,9 @@ def discover(
     ] = _SAMPLER.temperature,
     top_p: Annotated[float, typer.Option(help="Nucleus of the sampler; 1 is off.")] = _SAMPLER.top_p,
     top_k: Annotated[int, typer.Option(help="Top-k of the sampler; 0 keeps all.")] = _SAMPLER.top_k,
+    min_p: Annotated[
+        float, typer.Option(help="Min-p of the sampler: least share of the most likely token; 0 is off.")
+    ] = _SAMPLER.min_p,
     max_tokens: Annotated[
         int, typer.Option(help="Longest completion; longer ones are censored.")
     ] = _SAMPLER.max_tokens,
@@ -105,7 +108,7 @@ def discover(
         shuffle_seed=shuffle_seed,
         skip_bad_rows=skip_bad_rows,
     )
-    sampler = SamplerSettings(temperature, top_p, top_k, max_tokens)
+    sampler = SamplerSettings(temperature, top_p, top_k, max_tokens, min_p)
     search = SearchSettings(
         tau=tau,
         delta0=delta0,

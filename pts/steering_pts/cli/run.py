@@ -186,4 +186,5 @@ def sampler_of(ledger: LedgerReader) -> SamplerSettings:
         top_p=setting(ledger, "sampler.top_p", float),
         top_k=setting(ledger, "sampler.top_k", int),
         max_tokens=setting(ledger, "sampler.max_tokens", int),
+        min_p=setting(ledger, "sampler.min_p", float),
     )

@@ -26,6 +26,7 @@ class Sampling:
         seed: Decides every random choice of the request, alone or in any batch.
         stop: Generation ends before the first of these texts.
         stop_at_eos: False generates through end-of-sequence tokens (benchmarks).
+        min_p: Keep tokens at least this share as likely as the most likely one; 0 keeps all.
     """
 
     temperature: float
@@ -35,6 +36,7 @@ class Sampling:
     seed: int
     stop: tuple[str, ...] = ()
     stop_at_eos: bool = True
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,7 @@ class _Runner(ModelRunner):  # type: ignore[misc]
             temperature,
             torch.tensor([s.top_k for s in settings], device=device),
             torch.tensor([s.top_p for s in settings], device=device),
+            torch.tensor([s.min_p for s in settings], device=device),
         )
         for row, run in enumerate(self.runs):
             if run.request.banned_first_ids and run.step == 0:
