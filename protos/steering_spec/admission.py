@@ -69,6 +69,7 @@ def _violations(
 ) -> Iterator[Violation]:
     yield from _prompt_violations(spec, model)
     yield from _sampling_violations(spec.sampling)
+    yield from _banned_id_violations(spec.sampling.banned_first_ids, model)
     if len(spec.request_id) > limits.MAX_REQUEST_ID_CHARACTERS:
         yield Violation("request_id", f"longer than {limits.MAX_REQUEST_ID_CHARACTERS} characters")
     if model is not None and spec.model and spec.model != model.name:
@@ -169,6 +170,19 @@ def _sampling_violations(sampling: SamplingParams) -> Iterator[Violation]:
             yield Violation(
                 f"sampling.stop_sequences[{index}]",
                 f"{len(text)} characters; expected 1 to {limits.MAX_STOP_SEQUENCE_CHARACTERS}",
+            )
+
+
+def _banned_id_violations(ids: tuple[int, ...], model: ModelFacts | None) -> Iterator[Violation]:
+    if len(ids) > limits.MAX_BANNED_FIRST_IDS:
+        yield Violation(
+            "sampling.banned_first_ids", f"{len(ids)} ids; at most {limits.MAX_BANNED_FIRST_IDS}"
+        )
+    vocab_size = limits.INT32_MAX if model is None else model.vocab_size
+    for index, token_id in enumerate(ids[: limits.MAX_BANNED_FIRST_IDS]):
+        if not 0 <= token_id < vocab_size:
+            yield Violation(
+                f"sampling.banned_first_ids[{index}]", f"{token_id} is outside [0, {vocab_size})"
             )
 
 

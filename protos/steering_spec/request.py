@@ -53,6 +53,7 @@ class SamplingParams:
         stop: Generation ends before the first of these texts.
         min_p: Keep tokens at least this share as likely as the most likely one, in [0, 1]; 0 is off. Applied after
             temperature, top-k and top-p.
+        banned_first_ids: Ids that the first generated token can't be; the probabilities of the others are renormalised.
     """
 
     temperature: float = 1.0
@@ -62,6 +63,7 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     min_p: float = 0.0
+    banned_first_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

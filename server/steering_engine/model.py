@@ -182,6 +182,7 @@ class SteeredModel:
             ),
             plan=self._plan(spec, len(prompt_ids)),
             streaming=streaming,
+            banned_first_ids=sampling.banned_first_ids,
         )
 
     def _plan(self, spec: GenerationSpec, prompt_length: int) -> SteeringPlan | None:

@@ -83,6 +83,7 @@ def _sampling_from_proto(message: generation_pb2.SamplingParams) -> SamplingPara
         seed=message.seed if message.HasField("seed") else None,
         stop=tuple(message.stop_sequences),
         min_p=message.min_p if message.HasField("min_p") else 0.0,
+        banned_first_ids=tuple(message.banned_first_ids),
     )
 
 
@@ -191,6 +192,7 @@ def _sampling_to_proto(sampling: SamplingParams) -> generation_pb2.SamplingParam
         seed=sampling.seed,
         stop_sequences=sampling.stop,
         min_p=sampling.min_p,
+        banned_first_ids=sampling.banned_first_ids,
     )
 
 

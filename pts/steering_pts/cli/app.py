@@ -90,6 +90,12 @@ def discover(
     ] = _SEARCH.completions_per_problem,
     confirm: Annotated[int, typer.Option(help="Fresh rollouts on each side of a nominee.")] = _SEARCH.confirm,
     seed: Annotated[int, typer.Option(help="Seed of the run.", min=0)] = 0,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="HOST:PORT of a running server that makes the rollouts; repeat it to share the work."
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: AsJson = False,
@@ -97,7 +103,8 @@ def discover(
     """Find pivotal tokens and keep everything in RUN.
 
     Interrupted at any moment, the same command goes on where it stopped. The guarantee is on effects below --delta0:
-    at most a share --fdr of the reported tokens has a smaller effect.
+    at most a share --fdr of the reported tokens has a smaller effect. Where the work is done (--endpoint) is no part
+    of a run: it may be continued elsewhere.
     """
     problems = load_problems(
         dataset,
@@ -121,7 +128,18 @@ def discover(
     with oracle_for(oracle, problems) as judge:
         progress = RunProgress(quiet=as_json)
         choice = ModelChoice(model, device, dtype)
-        discover_into(folder, choice, problems, judge, sampler, search, seed, progress, raw=raw)
+        discover_into(
+            folder,
+            choice,
+            problems,
+            judge,
+            sampler,
+            search,
+            seed,
+            progress,
+            raw=raw,
+            endpoints=endpoint or (),
+        )
     with folder.read() as ledger:
         print_summary(run, ledger, as_json=as_json)
 

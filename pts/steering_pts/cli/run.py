@@ -21,7 +21,8 @@ from steering_pts.oracles.base import Oracle
 from steering_pts.oracles.registry import choose_oracle, make_oracle
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
-from steering_pts.rollouts import EngineRollouts
+from steering_pts.remote_rollouts import RemoteRollouts
+from steering_pts.rollouts import EngineRollouts, RolloutSource
 from steering_pts.settings import JsonValue, SamplerSettings, SearchSettings, as_json
 
 Value = TypeVar("Value")
@@ -113,6 +114,23 @@ def rollouts(choice: ModelChoice, sampler: SamplerSettings) -> Iterator[tuple[St
 
 
 @contextmanager
+def rollouts_at(
+    endpoints: Sequence[str], choice: ModelChoice, sampler: SamplerSettings
+) -> Iterator[tuple[SteeredModel, RolloutSource]]:
+    """The model, and rollouts through the servers at these addresses; through the model itself when there are none.
+
+    Raises:
+        EndpointError: A server is not to be reached or serves something else.
+    """
+    with rollouts(choice, sampler) as (model, local):
+        if not endpoints:
+            yield model, local
+            return
+        with RemoteRollouts(endpoints, model.info, sampler) as remote:
+            yield model, remote
+
+
+@contextmanager
 def oracle_for(name: str | None, problems: Sequence[Problem]) -> Iterator[Oracle]:
     """The oracle of that name, or the one that fits the data; closed at the end.
 
@@ -137,15 +155,20 @@ def discover_into(
     progress: RunProgress,
     *,
     raw: bool = False,
+    endpoints: Sequence[str] = (),
 ) -> None:
     """Runs or continues a discovery in a folder, and writes its pivots beside the ledger.
 
+    `endpoints` are servers that make the rollouts in place of the engine here. They are no part of the run's settings:
+    a run may be continued elsewhere.
+
     Raises:
+        EndpointError: A server can't take part, or none is left.
         ModelError: The model can't be loaded.
         SearchError: The model has no chat template and `raw` is not asked for, or prompts are too long for it.
         LedgerError: The folder holds another run, or somebody else is writing to it.
     """
-    with rollouts(choice, sampler) as (model, source):
+    with rollouts_at(endpoints, choice, sampler) as (model, source):
         prompts = encode_prompts(model, problems, raw=raw)
         settings: dict[str, JsonValue] = {
             "model": choice.source,
