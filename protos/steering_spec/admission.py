@@ -175,15 +175,11 @@ def _sampling_violations(sampling: SamplingParams) -> Iterator[Violation]:
 
 def _banned_id_violations(ids: tuple[int, ...], model: ModelFacts | None) -> Iterator[Violation]:
     if len(ids) > limits.MAX_BANNED_FIRST_IDS:
-        yield Violation(
-            "sampling.banned_first_ids", f"{len(ids)} ids; at most {limits.MAX_BANNED_FIRST_IDS}"
-        )
+        yield Violation("sampling.banned_first_ids", f"{len(ids)} ids; at most {limits.MAX_BANNED_FIRST_IDS}")
     vocab_size = limits.INT32_MAX if model is None else model.vocab_size
     for index, token_id in enumerate(ids[: limits.MAX_BANNED_FIRST_IDS]):
         if not 0 <= token_id < vocab_size:
-            yield Violation(
-                f"sampling.banned_first_ids[{index}]", f"{token_id} is outside [0, {vocab_size})"
-            )
+            yield Violation(f"sampling.banned_first_ids[{index}]", f"{token_id} is outside [0, {vocab_size})")
 
 
 def _count_violations(field: str, value: int, least: int = 1) -> Iterator[Violation]:

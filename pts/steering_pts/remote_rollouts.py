@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from steering_client import AsyncClient
 from steering_client.errors import (
@@ -15,11 +15,13 @@ from steering_client.errors import (
     SteeringError,
     UnavailableError,
 )
+from steering_engine.engine.text import TextStream
+from steering_engine.model import SteeredModel
 from steering_pts.concurrency import map_concurrently
 from steering_pts.errors import EndpointError
 from steering_pts.rollouts import Rollout, RolloutRequest
 from steering_pts.settings import SamplerSettings
-from steering_spec import ModelInfo, PromptIds
+from steering_spec import FinishReason, ModelInfo, PromptIds, SamplingParams
 
 _IN_FLIGHT_PER_SERVER: Final = 256
 """Requests sent to one server at a time: enough to keep its batch full, far below the number that it refuses at."""
@@ -41,7 +43,7 @@ class RemoteRollouts:
     def __init__(
         self,
         endpoints: Sequence[str],
-        model: ModelInfo,
+        model: SteeredModel,
         sampler: SamplerSettings,
         patience: float = _PATIENCE_SECONDS,
     ) -> None:
@@ -57,11 +59,12 @@ class RemoteRollouts:
             EndpointError: A server is not to be reached or serves something else; all such servers at once.
         """
         self._sampler = sampler
+        self._tokenizer = model.loaded.tokenizer
         self._patience = patience
         self._runner = asyncio.Runner()
         self._servers: list[_Server] = []
         try:
-            self._runner.run(self._connect(endpoints, model))
+            self._runner.run(self._connect(endpoints, model.info))
         except BaseException:
             self.close()
             raise
@@ -94,11 +97,12 @@ class RemoteRollouts:
         return await map_concurrently(one, requests, _IN_FLIGHT_PER_SERVER * len(self._servers))
 
     async def _sample_one(self, request: RolloutRequest) -> Rollout:
+        end = None if request.until is None else _End(request.until, self._tokenizer)
         while True:
             server = await self._free_server()
             sent = _now()
             try:
-                rollout = await server.complete(request, self._sampler)
+                rollout = await server.complete(request, self._sampler, end)
             except _TRANSIENT as error:
                 server.pause(error, sent, self._patience)
             except SteeringError as error:
@@ -180,8 +184,8 @@ class _Server:
             )
         return faults
 
-    async def complete(self, request: RolloutRequest, sampler: SamplerSettings) -> Rollout:
-        """Makes one rollout; raises what the client raises."""
+    async def complete(self, request: RolloutRequest, sampler: SamplerSettings, end: _End | None) -> Rollout:
+        """Makes one rollout; raises what the client and `end` raise."""
         sampling = replace(
             sampler.params(request.seed),
             max_tokens=request.max_tokens,
@@ -189,9 +193,23 @@ class _Server:
         )
         self.in_flight += 1
         try:
+            if end is not None:
+                return await self._stream(PromptIds(request.prefix_ids), sampling, end)
             completion = await self._client.generate(PromptIds(request.prefix_ids), sampling=sampling)
         finally:
             self.in_flight -= 1
+        return Rollout(completion.ids, completion.finish_reason)
+
+    async def _stream(self, prompt: PromptIds, sampling: SamplingParams, end: _End) -> Rollout:
+        end.begin(self.endpoint)
+        ids: list[int] = []
+        async with self._client.stream(prompt, sampling=sampling) as stream:  # leaving it stops the decoding
+            async for delta in stream:
+                for token in delta.tokens:
+                    ids.append(token.id)
+                    if end.comes_with(token.id):
+                        return Rollout(tuple(ids), FinishReason.STOP_SEQUENCE)
+            completion = stream.completion
         return Rollout(completion.ids, completion.finish_reason)
 
     def answered(self) -> None:
@@ -217,6 +235,46 @@ class _Server:
     async def close(self) -> None:
         """Closes the connection."""
         await self._client.close()
+
+
+class _End:
+    """Decides, token by token as the engine does, where a request's `until` ends it; over all attempts to make it.
+
+    A server may fail halfway, and `until` can't be rewound: what it has been told already is only compared when the
+    next attempt brings it again.
+    """
+
+    def __init__(self, until: Callable[[str], bool], tokenizer: Any) -> None:
+        self._until = until
+        self._tokenizer = tokenizer
+        self._told: list[str] = []
+
+    def begin(self, endpoint: str) -> None:
+        """A server begins to make the request, from its first token."""
+        self._endpoint = endpoint
+        self._text = TextStream(self._tokenizer)
+        self._pieces = 0
+
+    def comes_with(self, token_id: int) -> bool:
+        """Whether the request ends with this token.
+
+        Raises:
+            EndpointError: The text is another one than at the last attempt.
+        """
+        # A delta may bring several tokens, and its text does not say which of them brought what.
+        piece = self._text.feed(token_id)
+        if not piece:
+            return False
+        self._pieces += 1
+        if self._pieces > len(self._told):
+            self._told.append(piece)
+            return self._until(piece)
+        if piece != self._told[self._pieces - 1]:
+            raise EndpointError(
+                f"{self._endpoint} gives another text for a rollout that a server before it began and left "
+                "unfinished; servers that share a run must run alike (deterministically)"
+            )
+        return False
 
 
 def _now() -> float:

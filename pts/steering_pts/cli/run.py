@@ -126,7 +126,7 @@ def rollouts_at(
         if not endpoints:
             yield model, local
             return
-        with RemoteRollouts(endpoints, model.info, sampler) as remote:
+        with RemoteRollouts(endpoints, model, sampler) as remote:
             yield model, remote
 
 
