@@ -55,6 +55,30 @@ def run(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "finished")
 
 
+# --- where and how the work is done -----------------------------------------------------------------------------------
+
+
+def test_batch_and_determinism_change_neither_the_pivots_nor_the_settings(
+    discover: Pts, tmp_path: Path
+) -> None:
+    ended, pivots, settings = [], [], []
+    for options in ((), ("--batch", "3", "--deterministic")):
+        ended.append(discover(*options).code)
+        folder = RunFolder(tmp_path / "run")
+        pivots.append(folder.pivots.read_bytes())
+        with folder.read() as ledger:
+            settings.append(ledger.settings())
+        folder.clear()
+    assert ended == [0, 0]
+    assert pivots[0] == pivots[1]
+    assert settings[0] == settings[1]
+
+
+def test_determinism_that_can_not_be_kept_is_refused_in_one_line(discover: Pts) -> None:
+    error = discover("--deterministic", "--dtype", "bfloat16").error()
+    assert error.endswith("can't be run deterministically: it runs in bfloat16; float32 is needed")
+
+
 # --- wrong input ------------------------------------------------------------------------------------------------------
 
 

@@ -124,6 +124,23 @@ def test_rows_of_a_batch_have_settings_of_their_own() -> None:
         assert torch.equal(together[one], alone)
 
 
+def test_a_long_row_alone_has_the_bits_that_it_has_among_others() -> None:
+    # So long that torch would split the sum of a single row over its threads.
+    count, vocab = 3, 150_000
+    logits = torch.randn(count, vocab, generator=torch.Generator().manual_seed(0))
+    filters = (
+        torch.ones(count),
+        torch.full((count,), 50_000),
+        torch.full((count,), 0.95),
+        torch.full((count,), 1e-5),
+    )
+    together = token_probabilities(logits, *filters)
+    for row in range(count):
+        one = slice(row, row + 1)
+        alone = token_probabilities(logits[one], *(values[one] for values in filters))
+        assert torch.equal(together[one], alone)
+
+
 def test_greedy_rows_tell_their_probabilities_at_temperature_1() -> None:
     logits = [0.3, 1.2, -0.5]
     filtered = probabilities(logits, temperature=0.0, top_k=1, top_p=0.1, min_p=0.9)

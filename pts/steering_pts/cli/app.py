@@ -98,13 +98,23 @@ def discover(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    batch: Annotated[
+        int | None, typer.Option(help="Completions sampled at once by the engine here.", min=1, max=512)
+    ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option(
+            "--deterministic/--no-deterministic",
+            help="Rollouts are the same, to the bit, whatever the batch (float32 on a CPU); on where possible.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find pivotal tokens and keep everything in RUN.
 
     Interrupted at any moment, the same command goes on where it stopped. The guarantee is on effects below --delta0:
-    at most a share --fdr of the reported tokens has a smaller effect. Where the work is done (--endpoint) is no part
-    of a run: it may be continued elsewhere.
+    at most a share --fdr of the reported tokens has a smaller effect. Where the work is done and how much of it
+    at once (--endpoint, --batch) is no part of a run: it may be continued elsewhere.
     """
     problems = load_problems(
         dataset,
@@ -127,7 +137,7 @@ def discover(
     folder = RunFolder(run)
     with oracle_for(oracle, problems) as judge:
         progress = RunProgress(quiet=as_json)
-        choice = ModelChoice(model, device, dtype)
+        choice = ModelChoice(model, device, dtype, deterministic, batch)
         discover_into(
             folder,
             choice,

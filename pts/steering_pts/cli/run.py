@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,24 +84,37 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """Which model, and how it is loaded."""
+    """Which model, and how it is loaded and run; only the first three can change what comes out.
+
+    Attributes:
+        source: `demo`, a folder, or a hub id.
+        device: `auto`, or what torch calls it.
+        dtype: `auto`, or what torch calls it.
+        deterministic: Results have the same bits in any batch; None means where that is possible.
+        batch: Completions sampled at once; None means the engine's default.
+    """
 
     source: str
     device: str = "auto"
     dtype: str = "auto"
+    deterministic: bool | None = None
+    batch: int | None = None
 
     def load(self) -> SteeredModel:
         """Loads the model with its engine.
 
         Raises:
-            ModelError: It can't be loaded.
+            ModelError: It can't be loaded, or not be run deterministically.
         """
+        limits = EngineLimits(deterministic=self.deterministic)
+        if self.batch is not None:
+            limits = replace(limits, max_concurrent_requests=self.batch)
         return SteeredModel.load(
             resolve_model(self.source),
             name=Path(self.source).name,
             device=self.device,
             dtype=self.dtype,
-            limits=EngineLimits(),
+            limits=limits,
         )
 
 

@@ -59,19 +59,24 @@ def _limit(probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
     k = torch.where(top_k > 0, top_k, vocab).clamp(max=vocab).long()
     threshold = ordered.gather(-1, (k - 1)[:, None])
     kept = torch.where(probabilities >= threshold, probabilities, 0.0)
-    kept /= kept.sum(-1, keepdim=True)
+    kept /= _total(kept)
     ordered, order = kept.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     nucleus = (before < top_p.double()[:, None]) | (top_p >= 1)[:, None]
     nucleus[:, 0] = True
     kept = torch.zeros_like(kept).scatter(-1, order, torch.where(nucleus, ordered, 0.0))
-    return kept / kept.sum(-1, keepdim=True)
+    return kept / _total(kept)
 
 
 def _floor(probabilities: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
     least = min_p.double()[:, None] * probabilities.amax(-1, keepdim=True)
     kept = torch.where(probabilities >= least, probabilities, 0.0)
-    return kept / kept.sum(-1, keepdim=True)
+    return kept / _total(kept)
+
+
+def _total(probabilities: torch.Tensor) -> torch.Tensor:
+    # Not `sum`: of a single long row it adds up shares of several threads, and gives other bits than among many rows.
+    return probabilities.cumsum(-1)[:, -1:]
 
 
 def ban(probabilities: torch.Tensor, banned_ids: torch.Tensor) -> torch.Tensor:
