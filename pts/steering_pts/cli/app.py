@@ -98,6 +98,9 @@ def discover(
     ] = _SAMPLER.temperature,
     top_p: Annotated[float, typer.Option(help="Nucleus of the sampler; 1 is off.")] = _SAMPLER.top_p,
     top_k: Annotated[int, typer.Option(help="Top-k of the sampler; 0 keeps all.")] = _SAMPLER.top_k,
+    min_p: Annotated[
+        float, typer.Option(help="Min-p of the sampler: least share of the most likely token; 0 is off.")
+    ] = _SAMPLER.min_p,
     max_tokens: Annotated[
         int, typer.Option(help="Longest completion; longer ones are censored.")
     ] = _SAMPLER.max_tokens,
@@ -124,14 +127,31 @@ def discover(
     confirm_least: how.ConfirmLeast = how.DEFAULT.confirm_least,
     confirm_most: how.ConfirmMost = how.DEFAULT.confirm_most,
     seed: Annotated[int, typer.Option(help="Seed of the run.", min=0)] = 0,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="HOST:PORT of a running server that makes the rollouts; repeat it to share the work."
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    batch: Annotated[
+        int | None, typer.Option(help="Completions sampled at once by the engine here.", min=1, max=512)
+    ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option(
+            "--deterministic/--no-deterministic",
+            help="Rollouts are the same, to the bit, whatever the batch (float32 on a CPU); on where possible.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find pivotal tokens and keep everything in RUN.
 
     Interrupted at any moment, the same command goes on where it stopped. The guarantee is on effects below --delta0:
-    at most a share --fdr of the reported tokens has a smaller effect.
+    at most a share --fdr of the reported tokens has a smaller effect. Where the work is done and how much of it
+    at once (--endpoint, --batch) is no part of a run: it may be continued elsewhere.
     """
     options = data_options(
         format=format,
@@ -146,7 +166,7 @@ def discover(
         skip_bad_rows=skip_bad_rows,
     )
     problems = load_problems(dataset, options)
-    sampler = SamplerSettings(temperature, top_p, top_k, max_tokens)
+    sampler = SamplerSettings(temperature, top_p, top_k, max_tokens, min_p)
     search = SearchSettings(
         unit=unit,  # type: ignore[arg-type]  # checked there
         tau=tau,
@@ -174,8 +194,19 @@ def discover(
     folder = RunFolder(run)
     with oracle_for(oracle, problems, oracle_option or ()) as judge:
         progress = RunProgress(quiet=as_json)
-        choice = ModelChoice(model, device, dtype)
-        discover_into(folder, choice, problems, judge, sampler, search, seed, progress, raw=raw)
+        choice = ModelChoice(model, device, dtype, deterministic, batch)
+        discover_into(
+            folder,
+            choice,
+            problems,
+            judge,
+            sampler,
+            search,
+            seed,
+            progress,
+            raw=raw,
+            endpoints=endpoint or (),
+        )
     with folder.read() as ledger:
         print_summary(run, ledger, as_json=as_json)
 
