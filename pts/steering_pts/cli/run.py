@@ -17,7 +17,7 @@ from steering_pts.data import Problem
 from steering_pts.discovery import Discovery
 from steering_pts.errors import LedgerError
 from steering_pts.ledger import Ledger, LedgerReader
-from steering_pts.ledger.lock import WriterLock
+from steering_pts.ledger.lock import WriterLock, lock_holder
 from steering_pts.oracles.base import Oracle
 from steering_pts.oracles.registry import (
     check_fit,
@@ -33,6 +33,19 @@ from steering_pts.rollouts import EngineRollouts, RolloutSource
 from steering_pts.settings import JsonValue, SamplerSettings, SearchSettings, as_json
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Whether a run is finished, and the process that is writing to it (0 where its id can't be told), if any."""
+
+    finished: bool
+    process: int | None
+
+    def __str__(self) -> str:
+        if self.process is not None:
+            return f"running in process {self.process}" if self.process else "running"
+        return "finished" if self.finished else "interrupted; the command that began it goes on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,20 @@ class RunFolder:
             shutil.rmtree(self.vectors, ignore_errors=True)
         finally:
             lock.release()
+
+    def require_pivots(self) -> Path:
+        """The file of pivots, which a finished run has.
+
+        Raises:
+            LedgerError: The run is not finished.
+        """
+        if not self.pivots.is_file():
+            raise LedgerError(f"{self.path}: the run is not finished; the command that began it goes on")
+        return self.pivots
+
+    def state(self) -> RunState:
+        """Whether it is finished, and who is writing to it."""
+        return RunState(finished=self.pivots.is_file(), process=lock_holder(self.ledger))
 
     def read(self) -> LedgerReader:
         """The run's ledger for reading.
