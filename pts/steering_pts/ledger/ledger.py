@@ -141,6 +141,7 @@ class Ledger(LedgerReader):
         is_new = objects == 0 and application == 0
         if not is_new:
             check_schema(self.path, self._connection)
+            self._check_soundness()
         with self._translated():
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -149,6 +150,13 @@ class Ledger(LedgerReader):
             self._create(settings)
         else:
             self._compare_settings(settings)
+
+    def _check_soundness(self) -> None:
+        """Refuses a damaged file before anything is added to it."""
+        with self._translated():
+            (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(f"database disk image is malformed ({verdict})")
 
     def _create(self, settings: Mapping[str, str]) -> None:
         with self._transaction():

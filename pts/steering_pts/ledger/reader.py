@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from steering_pts.data import Problem
 from steering_pts.errors import LedgerError
@@ -41,6 +41,17 @@ from steering_pts.oracles.base import Verdict
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 Record = TypeVar("Record")
+
+_DAMAGED: Final = (
+    "the file is damaged and was left as it is: put a copy of it back, save what is readable with "
+    "`sqlite3 FILE .recover`, or begin another run in an empty folder"
+)
+_ADVICE: Final = {
+    "disk is full": "make room and give the same command again: what was finished is kept",
+    "malformed": _DAMAGED,
+    "disk I/O error": "the device has failed to read or write; nothing more was written",
+    "readonly": "the file can't be written to; make it writable and give the same command again",
+}
 
 
 class LedgerReader:
@@ -101,7 +112,7 @@ class LedgerReader:
         """Those of the rollouts asked for that are there, in the order asked for."""
         query = ROLLOUTS.select(ROLLOUTS.keys)
         found = (row for key in keys for row in self._rows(query, encode_key(key)))
-        records = map(ROLLOUTS.decode, found)
+        records = (self._decoded(ROLLOUTS, row) for row in found)
         return {record.key: record for record in records}
 
     def nominees(self, completion_id: str | None = None) -> list[NomineeRecord]:
@@ -156,7 +167,16 @@ class LedgerReader:
     def _select(self, table: Table[Record], **where: Value) -> list[Record]:
         """A table's records where the columns that are not None have these values."""
         given = {column: value for column, value in where.items() if value is not None}
-        return [table.decode(row) for row in self._rows(table.select(tuple(given)), tuple(given.values()))]
+        rows = self._rows(table.select(tuple(given)), tuple(given.values()))
+        return [self._decoded(table, row) for row in rows]
+
+    def _decoded(self, table: Table[Record], row: Row) -> Record:
+        try:
+            return table.decode(row)
+        except (ValueError, TypeError) as error:
+            raise LedgerError(
+                f"{self.path}: {table.noun} {row[0]} can't be read ({error}); {_DAMAGED}"
+            ) from error
 
     def stream(self, table: Table[Record]) -> Iterator[Record]:
         """All records of a table as it is now, one by one: a table that is larger than the memory can be read."""
@@ -196,7 +216,16 @@ class LedgerReader:
         try:
             yield
         except sqlite3.Error as error:
-            raise LedgerError(f"{self.path}: {error}") from error
+            raise LedgerError(f"{self.path}: {explained(error)}") from error
+
+
+def explained(error: sqlite3.Error) -> str:
+    """What SQLite says, and what can be done about it."""
+    said = str(error)
+    for part, advice in _ADVICE.items():
+        if part in said:
+            return f"{said}; {advice}"
+    return said
 
 
 def open_for_reading(path: Path) -> LedgerReader:
