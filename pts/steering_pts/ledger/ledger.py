@@ -156,7 +156,7 @@ class Ledger(LedgerReader):
         with self._translated():
             (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
-                raise sqlite3.DatabaseError(f"database disk image is malformed ({verdict})")
+                raise sqlite3.DatabaseError(f"database disk image is malformed ({' '.join(verdict.split())})")
 
     def _create(self, settings: Mapping[str, str]) -> None:
         with self._transaction():
