@@ -35,8 +35,9 @@ $(SETUP): pyproject.toml constraints.txt hatch_build.py $(PROTOS)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,pts,dev]'
 	@touch $@
 
+# protoc looks its plugins up on the PATH, where an environment that is not activated is missing.
 proto: $(SETUP) ## Generate the protobuf code again.
-	$(BIN)/python hatch_build.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python hatch_build.py
 
 model: $(SETUP) ## Train the bundled model from scratch (about ten minutes on two cores).
 	$(BIN)/python -m steering_pts.demo.train --out pts/steering_pts/demo

@@ -144,7 +144,7 @@ def test_bad_rows_are_all_named_by_their_lines(tmp_path: Path) -> None:
         "line 3: not a JSON object",
         "line 4: field 'completion' must be text, not 3",
         "line 6: field 'correct' is 'maybe'; expected true or false, 1 or 0, correct, incorrect or censored",
-        "line 7: field 'answer' must be text or a number, not ''",
+        "line 7: field 'answer' is empty",
     )
     skipped = read_answers(path, AnswerFields(), skip_bad_rows=True)
     assert (len(skipped.answers), skipped.faults) == (1, error.value.problems)

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from steering_pts.data import Problem
+from steering_pts.data import Problem, problem_id
+from steering_pts.data.json_rows import json_lines
+from steering_pts.data.layouts import PLAIN
+from steering_pts.data.rows import Values
+from steering_pts.data.values import RowError, as_text, text_of
 from steering_pts.errors import DataError
 from steering_pts.oracles.base import Verdict
 
 COMPLETION_FIELDS: Final = ("completion", "response", "output", "generated", "prediction")
 LABEL_FIELDS: Final = ("correct", "is_correct", "human_label")
 ID_FIELDS: Final = ("id", "problem_id", "question_id", "task_id")
-QUESTION_FIELDS: Final = ("question", "problem", "prompt", "query", "input")
-ANSWER_FIELDS: Final = ("answer", "solution", "target", "label", "final_answer")
 
 _LABELS: Final = {
     **dict.fromkeys(("correct", "true", "yes", "1", "1.0", "right"), Verdict.CORRECT),
     **dict.fromkeys(("incorrect", "false", "no", "0", "0.0", "wrong"), Verdict.INCORRECT),
     **dict.fromkeys(("censored", "unsure"), Verdict.CENSORED),
 }
-
-Row = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class Answer:
     completion: str
     truncated: bool
     label: Verdict | None
-    row: Row
+    row: Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,33 +78,31 @@ def read_answers(
         DataError: The file can't be read, is empty, or lacks a field; or bad rows, all of them with their lines.
     """
     name = str(path)
-    rows, faults = _rows(path)
-    if not rows and not faults:
+    rows = list(json_lines(path))
+    if not rows:
         raise DataError(name, ["it is empty; it must hold one JSON object on each line"])
+    sound = [row.values for row in rows if row.fault is None]
+    reader = _Reader(name, fields, problems, sound) if sound else None
     answers: list[Answer] = []
-    reader = None
-    if rows:
-        reader = _Reader(name, fields, problems, [row for _, row in rows])
-        for line, row in rows:
-            try:
-                answers.append(reader.read(line, row))
-            except _RowError as error:
-                faults.append((line, str(error)))
-    sentences = [f"line {line}: {fault}" for line, fault in sorted(faults)]
-    if sentences and not (skip_bad_rows and answers):
-        raise DataError(name, sentences)
-    return AnswerFile(tuple(answers), tuple(sentences), None if reader is None else reader.label)
-
-
-class _RowError(Exception):
-    """What is wrong with a row."""
+    faults: list[str] = []
+    for row in rows:
+        if reader is None or row.fault is not None:
+            faults.append(f"line {row.number}: {row.fault}")
+            continue
+        try:
+            answers.append(reader.read(row.number, row.values))
+        except RowError as error:
+            faults.append(f"line {row.number}: {error}")
+    if faults and not (skip_bad_rows and answers):
+        raise DataError(name, faults)
+    return AnswerFile(tuple(answers), tuple(faults), None if reader is None else reader.label)
 
 
 class _Reader:
     """Reads rows whose fields are known."""
 
     def __init__(
-        self, source: str, fields: AnswerFields, problems: Sequence[Problem] | None, rows: Sequence[Row]
+        self, source: str, fields: AnswerFields, problems: Sequence[Problem] | None, rows: Sequence[Values]
     ) -> None:
         present = {name: None for row in rows for name in row}  # in order of appearance
         faults: list[str] = []
@@ -128,69 +124,34 @@ class _Reader:
         taken = (self.completion, self.label)
         self.problems = None if problems is None else _by_id(problems)
         if self.problems is None:
-            self.question = find("question", fields.question, QUESTION_FIELDS, taken)
-            self.answer = find("answer", fields.answer, ANSWER_FIELDS, (*taken, self.question))
+            self.question = find("question", fields.question, PLAIN.questions, taken)
+            self.answer = find("answer", fields.answer, PLAIN.answers, (*taken, self.question))
         else:
             self.id = find("id", fields.id, ID_FIELDS, taken)
         if faults:
             raise DataError(source, faults)
 
-    def read(self, line: int, row: Row) -> Answer:
+    def read(self, line: int, row: Values) -> Answer:
         completion = row.get(self.completion)
         if not isinstance(completion, str):
-            raise _RowError(f"field {self.completion!r} must be text, not {_shown(completion)}")
+            raise RowError(f"field {self.completion!r} must be text, not {_shown(completion)}")
         truncated = row.get("truncated") is True or row.get("finish_reason") == "length"
         label = None if self.label is None else _label(self.label, row.get(self.label))
         return Answer(line, self._problem(row), completion, truncated, label, row)
 
-    def _problem(self, row: Row) -> Problem:
+    def _problem(self, row: Values) -> Problem:
         if self.problems is not None:
             key = row.get(self.id)
             found = self.problems.get(str(key))
             if found is None:
-                raise _RowError(
-                    f"no problem of the data set has the {self.id} {_shown(key)}, or several have"
-                )
+                raise RowError(f"no problem of the data set has the {self.id} {_shown(key)}, or several have")
             return found
         question, answer = (_text(row, name) for name in (self.question, self.answer))
+        taken = {self.question, self.answer, self.completion, self.label}
         others = {
-            name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in row.items()
-            if name not in {self.question, self.answer, self.completion, self.label}
+            name: as_text(value) for name, value in row.items() if name not in taken and value is not None
         }
-        identity = json.dumps([question, answer], ensure_ascii=False).encode(errors="surrogatepass")
-        return Problem(hashlib.sha256(identity).hexdigest()[:16], question, answer, others)
-
-
-def _rows(path: Path) -> tuple[list[tuple[int, Row]], list[tuple[int, str]]]:
-    rows: list[tuple[int, Row]] = []
-    faults: list[tuple[int, str]] = []
-    for number, line in _lines(path):
-        try:
-            value = json.loads(line.decode())
-        except json.JSONDecodeError as error:
-            faults.append((number, f"not JSON ({error.msg}, column {error.colno})"))
-        except (ValueError, RecursionError) as error:
-            faults.append((number, f"not JSON ({error})"))
-        else:
-            if isinstance(value, dict):
-                rows.append((number, value))
-            else:
-                faults.append((number, "not a JSON object"))
-    return rows, faults
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if content.strip():
-                    yield number, content.rstrip(b"\r\n")
-    except FileNotFoundError:
-        raise DataError(str(path), ["there is no such file"]) from None
-    except OSError as error:
-        raise DataError(str(path), [f"it can't be read: {error.strerror}"]) from error
+        return Problem(problem_id(question, answer), question, answer, others)
 
 
 def _by_id(problems: Sequence[Problem]) -> dict[str, Problem]:
@@ -202,15 +163,11 @@ def _by_id(problems: Sequence[Problem]) -> dict[str, Problem]:
     return {key: problem for key, problem in found.items() if problem is not None}
 
 
-def _text(row: Row, name: str) -> str:
+def _text(row: Values, name: str) -> str:
     value = row.get(name)
-    if isinstance(value, str) and value.strip():
-        return value
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return str(value)
-    raise _RowError(f"field {name!r} must be text or a number, not {_shown(value)}")
+    return text_of(row, name)
 
 
 def _label(name: str, value: object) -> Verdict | None:
@@ -221,7 +178,7 @@ def _label(name: str, value: object) -> Verdict | None:
         and (found := _LABELS.get(str(value).strip().casefold())) is not None
     ):
         return found
-    raise _RowError(
+    raise RowError(
         f"field {name!r} is {_shown(value)}; expected true or false, 1 or 0, correct, incorrect or censored"
     )
 
