@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from steering_pts.errors import SearchError
 from steering_spec import SamplingParams
 
 JsonValue = str | int | float | bool | None
+Unit = Literal["token", "sentence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class SearchSettings:
     """How pivots are searched for and confirmed.
 
     Attributes:
+        unit: What can be pivotal: every `token`, or every `sentence` (against another sentence in its place).
         tau: A token is pivotal when it moves P(success) by at least this much.
         delta0: Confirmation tests that the effect exceeds this; the guarantee is on effects below it.
         fdr: Level q of the Benjamini-Hochberg correction over all nominees of the run.
@@ -58,14 +62,23 @@ class SearchSettings:
         low: A problem is kept when P(low < P(success) < high) is at least one half.
         high: See `low`.
         completions_per_problem: Completions searched of each problem that is kept.
-        explore_first: Rollouts on each side of every candidate to begin with.
-        explore_batch: Rollouts on each side that an ambiguous candidate gets at a time.
-        explore_most: Rollouts on each side after which exploration of a candidate ends.
+        budget: Rollouts for each completion on the average of the run; the most ambiguous completions get more.
+        explore_share: At most this share of the budget goes to exploration.
+        explore_first: Alternatives of every candidate to begin with; 0 means half of exploration, 2 to 8 each.
+        explore_batch: Rollouts that an ambiguous candidate gets at a time.
+        explore_widest: At most so many candidates of a completion get rollouts in one round.
         ambiguity: A candidate whose P(|effect| >= tau) is this far from 0 and 1 is explored further.
+        rho: Share of candidates whose effect may have any size, before anything is known.
+        sd: Standard deviation of the effects of the other candidates.
+        learn_prior: Learn `rho` and `sd` from the run itself.
+        prior_weight: Candidates that the given `rho` and `sd` count for when they are learned.
         nominate: P(|effect| >= tau) from which a candidate is confirmed.
-        confirm: Fresh rollouts on each side of a nominee.
+        power: Chance that confirmation should have of seeing an effect of the size that exploration expects.
+        confirm_least: Fewest fresh rollouts on each side of a nominee.
+        confirm_most: Most.
     """
 
+    unit: Unit = "token"
     tau: float = 0.2
     delta0: float = 0.1
     fdr: float = 0.1
@@ -73,28 +86,50 @@ class SearchSettings:
     low: float = 0.2
     high: float = 0.8
     completions_per_problem: int = 1
-    explore_first: int = 4
-    explore_batch: int = 4
-    explore_most: int = 20
-    ambiguity: float = 0.1
+    budget: int = 720
+    explore_share: float = 0.65
+    explore_first: int = 0
+    explore_batch: int = 8
+    explore_widest: int = 4
+    ambiguity: float = 0.02
+    rho: float = 0.1
+    sd: float = 0.04
+    learn_prior: bool = True
+    prior_weight: float = 100.0
     nominate: float = 0.5
-    confirm: int = 32
+    power: float = 0.99
+    confirm_least: int = 12
+    confirm_most: int = 96
 
     def __post_init__(self) -> None:
+        _require(self.unit in get_args(Unit), f"unit is {self.unit!r}; expected token or sentence")
         _require(0 < self.tau < 1, f"tau is {self.tau}; expected between 0 and 1")
         _require(
             0 <= self.delta0 < self.tau,
             f"delta0 is {self.delta0}; expected at least 0 and below tau ({self.tau})",
         )
-        _require(0 < self.fdr < 1, f"fdr is {self.fdr}; expected between 0 and 1")
         _require(
             0 <= self.low < self.high <= 1,
             f"low, high are {self.low}, {self.high}; expected 0 <= low < high <= 1",
         )
-        _require(0 < self.ambiguity < 1, f"ambiguity is {self.ambiguity}; expected between 0 and 1")
-        _require(0 < self.nominate < 1, f"nominate is {self.nominate}; expected between 0 and 1")
-        for name in ("base_rollouts", "completions_per_problem", "explore_first", "explore_batch", "confirm"):
+        for name in ("fdr", "explore_share", "rho", "sd", "nominate", "power"):
+            _require(
+                0 < getattr(self, name) < 1, f"{name} is {getattr(self, name)}; expected between 0 and 1"
+            )
+        _require(0 < self.ambiguity < 0.5, f"ambiguity is {self.ambiguity}; expected between 0 and 0.5")
+        _require(
+            0 <= self.prior_weight < math.inf, f"prior_weight is {self.prior_weight}; expected at least 0"
+        )
+        _require(
+            self.explore_first >= 0, f"explore_first is {self.explore_first}; expected 0 (automatic) or more"
+        )
+        counts = ("base_rollouts", "completions_per_problem", "budget", "explore_batch", "explore_widest")
+        for name in (*counts, "confirm_least"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        _require(
+            self.confirm_least <= self.confirm_most,
+            f"confirm_most ({self.confirm_most}) is below confirm_least ({self.confirm_least})",
+        )
         _require(
             self.completions_per_problem <= self.base_rollouts,
             f"completions_per_problem ({self.completions_per_problem}) exceeds base_rollouts ({self.base_rollouts})",

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
-from statsmodels.stats.proportion import confint_proportions_2indep
+from scipy import optimize, special, stats
+
+_EDGE = 1e-12
 
 
 class Estimate(NamedTuple):
@@ -36,75 +37,93 @@ def beta_posterior_between(successes: int, failures: int, low: float, high: floa
     return float(below_high - below_low)
 
 
-def score_test_p(x1: int, n1: int, x2: int, n2: int, margin: float) -> float:
-    """One-sided p-value of p1 - p2 <= margin, by Farrington and Manning's score test.
+Draws = tuple[int, int]
+"""Successes among draws."""
 
-    z = (x1/n1 - x2/n2 - margin) / sqrt(q1 (1 - q1)/n1 + q2 (1 - q2)/n2), where (q1, q2) maximise
-    the likelihood among all pairs with q1 - q2 = margin; p = P(Normal(0, 1) >= z).
-    C. P. Farrington and G. Manning, "Test statistics and sample size formulae for comparative
-    binomial trials with null hypothesis of non-zero risk difference or non-unity relative risk",
-    Statistics in Medicine 9 (1990), 1447-1454.
 
-    Ours, because statsmodels' `score_test_proportions_2indep` doesn't maximise that likelihood for
-    a margin other than 0 (https://github.com/statsmodels/statsmodels/issues/10269): for 20/24
-    against 2/24 and a margin of 0.5 it gives 0.015 in place of 0.022, and NaN in corners.
+def contrast_p(first: Draws, second: Draws, weights: tuple[float, float], margin: float) -> float:
+    """One-sided p-value of w1 p1 - w2 p2 <= margin, by the score test.
+
+    z = (w1 x1/n1 - w2 x2/n2 - margin) / sqrt(w1^2 q1 (1 - q1)/n1 + w2^2 q2 (1 - q2)/n2), where (q1, q2) maximise the
+    likelihood among all pairs with w1 q1 - w2 q2 = margin; p = P(Normal(0, 1) >= z). With both weights 1 it is the
+    test of C. P. Farrington and G. Manning, "Test statistics and sample size formulae for comparative binomial trials
+    with null hypothesis of non-zero risk difference or non-unity relative risk", Statistics in Medicine 9 (1990).
+
+    Ours, because statsmodels has it for differences only, and its `score_test_proportions_2indep` doesn't maximise
+    that likelihood for a margin other than 0 (https://github.com/statsmodels/statsmodels/issues/10269).
 
     Args:
-        x1: successes among the n1 draws of the arm that should be better.
-        n1: draws of that arm.
-        x2: successes among the n2 draws of the other arm.
-        n2: draws of the other arm.
-        margin: the difference that has to be exceeded, at least 0; from 1 on nothing can exceed
-            it, and p is 1.
+        first: Successes and draws of the side that should be better.
+        second: Those of the other side.
+        weights: In [0, 1]; a side with weight 0 needs no draws.
+        margin: What has to be exceeded; from the first weight on nothing can exceed it, and p is 1.
 
     Returns:
         p in [0, 1].
 
     Raises:
-        ValueError: a count outside 0..n, no draws, or a negative margin.
+        ValueError: A count outside 0..n, a side of positive weight without draws, a weight outside [0, 1], or a
+            margin that is certain to be exceeded.
     """
-    _check_counts(x1, n1, x2, n2)
-    if not margin >= 0:
-        raise ValueError(f"the margin must be at least 0, not {margin}")
-    if margin >= 1:
+    (x1, n1), (x2, n2), (w1, w2) = first, second, weights
+    _check_weighted(first, w1)
+    _check_weighted(second, w2)
+    if not margin > -w2:
+        raise ValueError(f"a margin of {margin} is exceeded whatever is drawn; expected above {-w2}")
+    if margin >= w1:
         return 1.0
-    p1, p2 = x1 / n1, x2 / n2
-    q1 = _constrained_rate(p1, n1, p2, n2, margin)
-    q2 = q1 - margin
-    variance = q1 * (1 - q1) / n1 + q2 * (1 - q2) / n2
-    if variance <= 0:  # only where margin is 0 and both arms always or never succeed: z = 0/0
+    p1, p2 = x1 / n1 if n1 else 0.0, x2 / n2 if n2 else 0.0
+    q1, q2 = _constrained_rates(first, second, weights, margin)
+    variance = w1**2 * q1 * (1 - q1) / max(n1, 1) + w2**2 * q2 * (1 - q2) / max(n2, 1)
+    if variance <= 0:  # only where both sides always or never succeed: z = 0/0
         return 0.5
-    return float(special.ndtr(-(p1 - p2 - margin) / math.sqrt(variance)))
+    return float(special.ndtr(-(w1 * p1 - w2 * p2 - margin) / math.sqrt(variance)))
 
 
-def difference_interval(x1: int, n1: int, x2: int, n2: int, scale: float, *, level: float = 0.95) -> Estimate:
-    """The estimate scale * (p1 - p2), with Agresti and Caffo's interval.
+def contrast_interval(
+    first: Draws,
+    second: Draws,
+    weights: tuple[float, float],
+    known: float,
+    scale: float,
+    *,
+    level: float = 0.95,
+) -> Estimate:
+    """The estimate scale * (known + w1 p1 - w2 p2), with Price and Bonett's interval.
 
-    The interval adds one success and one failure to each arm, so it is not centred on the
-    estimate; it is cut to [-scale, scale], outside which nothing can lie. A. Agresti and B. Caffo,
-    "Simple and effective confidence intervals for proportions and differences of proportions
-    result from adding two successes and two failures", The American Statistician 54 (2000).
+    The interval adds one success and one failure to each side, so it is not centred on the estimate; with both
+    weights 1 it is Agresti and Caffo's. It is cut to [-scale, scale], outside which nothing can lie. R. M. Price and
+    D. G. Bonett, "An improved confidence interval for a linear function of binomial proportions", Computational
+    Statistics & Data Analysis 45 (2004), 449-456.
 
     Args:
-        x1: successes among n1 draws.
-        n1: draws of the first arm.
-        x2: successes among n2 draws.
-        n2: draws of the second arm.
-        scale: a known factor in [0, 1]; for a token of probability pi, 1 - pi turns the contrast
-            V_k - A_k into the token's effect.
-        level: coverage, in (0, 1).
+        first: Successes and draws of the first side.
+        second: Those of the second side.
+        weights: In [0, 1]; a side with weight 0 needs no draws.
+        known: What is added without error.
+        scale: A known factor in [0, 1]; for a token of probability pi, 1 - pi turns the contrast V - A into the
+            token's effect.
+        level: Coverage, in (0, 1).
 
     Raises:
-        ValueError: a count outside 0..n, no draws, or a scale or level out of range.
+        ValueError: A count outside 0..n, a side of positive weight without draws, or a weight, scale or level out of
+            range.
     """
-    _check_counts(x1, n1, x2, n2)
     _check_level(level)
     if not 0 <= scale <= 1:
         raise ValueError(f"the scale must be in [0, 1], not {scale}")
-    low, high = confint_proportions_2indep(
-        x1, n1, x2, n2, method="agresti-caffo", compare="diff", alpha=1 - level
-    )
-    return Estimate(scale * (x1 / n1 - x2 / n2), scale * max(float(low), -1.0), scale * min(float(high), 1.0))
+    value = middle = known
+    variance = 0.0
+    for (x, n), weight, sign in ((first, weights[0], 1), (second, weights[1], -1)):
+        _check_weighted((x, n), weight)
+        if weight > 0:
+            shrunk = (x + 1) / (n + 2)
+            value += sign * weight * x / n
+            middle += sign * weight * shrunk
+            variance += weight**2 * shrunk * (1 - shrunk) / (n + 2)
+    reach = float(special.ndtri((1 + level) / 2)) * math.sqrt(variance)
+    low, high = max(middle - reach, -1.0), min(middle + reach, 1.0)
+    return Estimate(scale * value, scale * low, scale * high)
 
 
 def benjamini_hochberg(
@@ -171,28 +190,43 @@ def paired_lift(
     return paired_bootstrap_lift(differences, seed=seed)
 
 
-def _constrained_rate(p1: float, n1: int, p2: float, n2: int, margin: float) -> float:
-    """The likeliest q1 where q1 - q2 = margin: the middle root of a cubic, in [margin, 1].
+def _constrained_rates(
+    first: Draws, second: Draws, weights: tuple[float, float], margin: float
+) -> tuple[float, float]:
+    """The likeliest (q1, q2) with w1 q1 - w2 q2 = margin, both in [0, 1].
 
-    Equations and names of Farrington and Manning's appendix.
+    Along that line the log-likelihood is concave, so its maximum is where the derivative changes its sign.
     """
-    theta = n2 / n1
-    a = 1 + theta
-    b = -(1 + theta + p1 + theta * p2 + margin * (theta + 2))
-    c = margin**2 + margin * (2 * p1 + theta + 1) + p1 + theta * p2
-    d = -p1 * margin * (1 + margin)
-    v = (b / (3 * a)) ** 3 - b * c / (6 * a**2) + d / (2 * a)
-    u = math.copysign(math.sqrt(max((b / (3 * a)) ** 2 - c / (3 * a), 0.0)), v)
-    # Rounding can push the cosine out of [-1, 1], and u is 0 at a triple root.
-    cosine = min(max(v / u**3, -1.0), 1.0) if abs(u) > 1e-9 else 0.0
-    w = (math.pi + math.acos(cosine)) / 3
-    return min(max(2 * u * math.cos(w) - b / (3 * a), margin), 1.0)
+    (x1, n1), (x2, n2), (w1, w2) = first, second, weights
+    if w2 == 0:
+        return margin / w1, 0.0
+    if w1 == 0:
+        return 0.0, -margin / w2
+    low, high = max(0.0, -margin / w2), min(1.0, (w1 - margin) / w2)
+
+    def first_rate(q2: float) -> float:
+        return min(max((margin + w2 * q2) / w1, 0.0), 1.0)
+
+    def slope(q2: float) -> float:
+        q1 = min(max(first_rate(q2), _EDGE), 1 - _EDGE)
+        q2 = min(max(q2, _EDGE), 1 - _EDGE)
+        return (w2 / w1) * (x1 - n1 * q1) / (q1 * (1 - q1)) + (x2 - n2 * q2) / (q2 * (1 - q2))
+
+    if slope(low) <= 0:
+        q2 = low
+    elif slope(high) >= 0:
+        q2 = high
+    else:
+        q2 = float(optimize.brentq(slope, low, high, xtol=1e-13))
+    return first_rate(q2), q2
 
 
-def _check_counts(x1: int, n1: int, x2: int, n2: int) -> None:
-    for successes, draws in ((x1, n1), (x2, n2)):
-        if draws < 1 or not 0 <= successes <= draws:
-            raise ValueError(f"{successes} successes among {draws} draws can't be")
+def _check_weighted(draws: Draws, weight: float) -> None:
+    successes, count = draws
+    if not 0 <= weight <= 1:
+        raise ValueError(f"a weight must be in [0, 1], not {weight}")
+    if not 0 <= successes <= count or (count < 1 and weight > 0):
+        raise ValueError(f"{successes} successes among {count} draws can't be")
 
 
 def _check_level(level: float) -> None:

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -21,7 +22,8 @@ from steering_pts.oracles import (
     judge_all,
     make_oracle,
 )
-from steering_pts.oracles.extraction import extract_answer, gold_answer, undress
+from steering_pts.oracles.dressing import undress
+from steering_pts.oracles.extraction import extract_answer, gold_answer
 
 
 def problem(answer: str) -> Problem:
@@ -39,7 +41,16 @@ def math_oracle() -> Iterator[MathOracle]:
     [
         ("16 - 3 = <<16-3=13>>13\n#### 18", "18"),
         ("#### 70,000 \nDone.", "70000"),
-        ("#### 3\n#### 4", "4"),
+        ("#### 3\n#### 4", "3"),
+        ("####\n#### 4", "4"),
+        ("#### 3#### 4", "3"),
+        ("##### 4", "4"),
+        ("#### 18!", "18"),
+        ("#### Evelyn", "Evelyn"),
+        (r"\boxed{5} and so #### 4", "4"),
+        ("#### Step 1: add\n3 + 4 = 7\n#### Step 2\nThe answer is 8.", "8"),
+        ("#### 1. Count the eggs\nThere are 7.\n#### Solution:\n#### 8", "8"),
+        ("#### **Final Answer**\n\\boxed{8}", "8"),
         (r"So \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
         (r"\boxed{1} or rather \boxed{\{1,\{2\}\}}", r"\{1,\{2\}\}"),
         (r"\boxed 8", "8"),
@@ -104,6 +115,25 @@ def test_a_completion_may_give_no_answer(completion: str) -> None:
         ("5x", "5x"),
         ("1,2", "1,2"),
         ("(1,234)", "(1,234)"),
+        ("negative 3", "-3"),
+        ("USD 10", "10"),
+        ("US$10", "10"),
+        ("1 234 567", "1234567"),
+        (r"11,\! 111,\! 100", "11111100"),
+        (r"3 \times 10^6", "3e6"),
+        ("3 \u00d7 10^{-6} m", "3e-6"),
+        ("2\u00bd", r"2\frac{1}{2}"),
+        ("2\u03c0", r"2\pi"),
+        ("2 pi", r"2 \pi"),
+        ("2\u221a3", r"2\sqrt{3}"),
+        (r"\text{Evelyn}", "Evelyn"),
+        (r"\mathbf{(C)}", "(C)"),
+        (r"90^{\circ}", "90"),
+        (r"15\mbox{ cm}^2", "15"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+        ("5!", "5!"),
+        ("3 million", "3 million"),
+        ("5 or 6", "5 or 6"),
     ],
 )
 def test_what_only_dresses_an_answer_is_taken_off(dressed: str, plain: str) -> None:
@@ -116,6 +146,10 @@ def test_what_only_dresses_an_answer_is_taken_off(dressed: str, plain: str) -> N
 @example(r"\boxed{" * 300)
 @example("answer " * 2000)
 @example("1," * 2000)
+@example("Answer: 5" + " " * 20000 + "x")
+@example("Answer: -" + " " * 20000 + "x")
+@example("#### 5 \\times" + " " * 20000 + "x")
+@example("####" * 5000)
 def test_any_text_can_be_searched(text: str) -> None:
     answer = extract_answer(text)
 
@@ -145,7 +179,9 @@ def test_commas_between_thousands_do_not_count(number: int) -> None:
     )
 )
 def test_braces_nest_to_any_depth(content: str) -> None:
-    assert extract_answer(r"\boxed{7" + content + "7}") == "7" + content + "7"
+    spaced_once = re.sub(" +", " ", content)
+
+    assert extract_answer(r"\boxed{7" + content + "7}") == "7" + spaced_once + "7"
 
 
 @settings(deadline=None)
@@ -253,7 +289,7 @@ def test_a_comparison_that_hangs_is_censored_and_the_next_one_works() -> None:
         begun = time.monotonic()
         judgement = oracle.judge(problem("18"), r"\boxed{9^{9^{9^{9}}}}")
 
-        assert judgement.verdict is Verdict.CENSORED
+        assert (judgement.verdict, judgement.failed) == (Verdict.CENSORED, True)
         assert judgement.explanation.endswith("took longer than 1 s")
         assert time.monotonic() - begun < 10
         assert oracle.judge(problem("1/2"), "Answer: 3/6").verdict is Verdict.CORRECT
@@ -338,7 +374,7 @@ def test_mathematics_is_judged_as_such(answers: list[str]) -> None:
     assert choose_oracle([problem(answer) for answer in answers]).name == "math"
 
 
-@pytest.mark.parametrize("answers", [["Paris", "18"], ["yes", "no"], ["A", "B"]])
+@pytest.mark.parametrize("answers", [["Paris", "18"], ["yes", "perhaps"], ["A", "Z"]])
 def test_short_words_are_compared_as_they_stand(answers: list[str]) -> None:
     assert choose_oracle([problem(answer) for answer in answers]).name == "exact"
 
@@ -354,14 +390,11 @@ def test_without_problems_no_oracle_is_chosen() -> None:
         choose_oracle([])
 
 
-class FailingOracle:
+class FailingOracle(Oracle):
     name = "failing"
 
     def judge(self, problem: Problem, completion: str) -> Judgement:
         raise RuntimeError(f"no idea about {completion!r} and {problem.answer}")
-
-    def close(self) -> None:
-        pass
 
 
 def test_a_completion_that_was_cut_off_is_censored_even_with_the_right_answer() -> None:
@@ -375,8 +408,20 @@ def test_an_oracle_that_raises_gives_censored_with_the_reason() -> None:
     oracle: Oracle = FailingOracle()
 
     assert judge_all(oracle, [(problem("18"), "x", False)]) == [
-        Judgement(Verdict.CENSORED, None, "oracle failing raised RuntimeError: no idea about 'x' and 18")
+        Judgement.failure("oracle failing raised RuntimeError: no idea about 'x' and 18")
     ]
+
+
+def test_failures_of_an_oracle_are_told_from_completions_that_were_cut_off() -> None:
+    judgements = judge_all(FailingOracle(), [(problem("1"), "x", failed) for failed in (False, True, False)])
+
+    assert [judgement.failed for judgement in judgements] == [True, False, True]
+
+
+def test_what_failed_is_censored_and_nothing_else() -> None:
+    assert Judgement.failure("why").verdict is Verdict.CENSORED
+    with pytest.raises(ValueError, match="a failed judgement is censored, not correct"):
+        Judgement(Verdict.CORRECT, None, "why", failed=True)
 
 
 def test_judgements_come_in_order() -> None:

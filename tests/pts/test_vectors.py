@@ -18,7 +18,7 @@ from steering_engine.model import SteeredModel
 from steering_engine.steering.contexts import MAX_CONTEXT_TOKENS
 from steering_engine.vectors.file import load_vector
 from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for, rollouts
-from steering_pts.data import Problem, load_problems
+from steering_pts.data import DataOptions, Problem, load_problems
 from steering_pts.ledger import Ledger
 from steering_pts.ledger.records import PivotRecord
 from steering_pts.oracles.registry import make_oracle
@@ -497,8 +497,8 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> tuple[VectorReport, RunF
     folder = RunFolder(tmp_path_factory.mktemp("demo"))
     sampler = SamplerSettings(max_tokens=96)
     choice = ModelChoice("demo")
-    training = load_problems("demo:train", limit=12, shuffle_seed=0)
-    problems = load_problems("demo:validation", limit=48, shuffle_seed=0)
+    training = load_problems("demo:train", DataOptions(limit=12, shuffle_seed=0))
+    problems = load_problems("demo:validation", DataOptions(limit=48, shuffle_seed=0))
     options = VectorOptions(min_events=5, methods=("optimised",), blocks=(0,))
     with oracle_for("math", training) as oracle:
         discover_into(folder, choice, training, oracle, sampler, SearchSettings(), 0, QUIET)

@@ -1,4 +1,4 @@
-"""The command `pts`: discover pivots, look at a run, make vectors, and the demonstration.
+"""The command `pts`: discover pivots, look at a run, grade answers, make vectors, and the demonstration.
 
 Exit codes: 0 done; 2 wrong input, with one clear error on standard error; 130 interrupted (the same command goes on).
 """

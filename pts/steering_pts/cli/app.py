@@ -9,11 +9,26 @@ from typing import Annotated
 
 import typer
 
+from steering_pts.cli import search_options as how
+from steering_pts.cli.data_options import (
+    AnswerField,
+    DataFormat,
+    IdsFile,
+    LayoutName,
+    QuestionField,
+    ShuffleSeed,
+    SkipBadRows,
+    Where,
+    data_options,
+)
+from steering_pts.cli.export import export
+from steering_pts.cli.grade import grade
 from steering_pts.cli.run import (
     ModelChoice,
     RunFolder,
     discover_into,
     oracle_for,
+    oracle_of,
     rollouts,
     sampler_of,
     setting,
@@ -21,6 +36,7 @@ from steering_pts.cli.run import (
 from steering_pts.cli.tables import print_pivots, print_summary, print_vectors
 from steering_pts.data import load_problems
 from steering_pts.errors import DataError, LedgerError, SearchError
+from steering_pts.oracles.registry import ORACLES
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
 from steering_pts.settings import SamplerSettings, SearchSettings
@@ -35,36 +51,45 @@ app = typer.Typer(
     help="Find the pivotal tokens of a language model and turn them into steering vectors.",
 )
 
+app.command()(grade)
+
 Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object.")]
-QuestionField = Annotated[
-    str | None, typer.Option(help="Field of the question; found by its name if not given.")
+OracleOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="An option of the oracle; repeatable."),
 ]
-AnswerField = Annotated[str | None, typer.Option(help="Field of the answer; found by its name if not given.")]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip rows that can't be used.")]
 
 _SAMPLER = SamplerSettings()
-_SEARCH = SearchSettings()
 
 
 @app.command()
 def discover(
     run: Run,
     model: Annotated[str, typer.Option(help="`demo`, a folder, or a hub id.")],
-    dataset: Annotated[str, typer.Option(help="A .jsonl file, a Hugging Face data set id, or demo:train.")],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="A .jsonl, .json, .csv or .parquet file, a folder, a Hugging Face data set id, or demo:train."
+        ),
+    ],
     split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
+    format: DataFormat = None,
+    layout: LayoutName = None,
     question_field: QuestionField = None,
     answer_field: AnswerField = None,
+    where: Where = None,
+    ids: IdsFile = None,
     skip_bad_rows: SkipBadRows = False,
     limit: Annotated[int | None, typer.Option(help="Use at most this many problems.", min=1)] = None,
-    shuffle_seed: Annotated[
-        int | None, typer.Option(help="Shuffle the problems before --limit.", min=0)
-    ] = None,
+    shuffle_seed: ShuffleSeed = None,
     oracle: Annotated[
-        str | None, typer.Option(help="math, exact or module:function; chosen by the data if not given.")
+        str | None,
+        typer.Option(help=f"{', '.join(ORACLES)} or module:function; chosen by the data if not given."),
     ] = None,
+    oracle_option: OracleOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Plain prompts: do not apply the chat template.")
     ] = False,
@@ -76,16 +101,28 @@ def discover(
     max_tokens: Annotated[
         int, typer.Option(help="Longest completion; longer ones are censored.")
     ] = _SAMPLER.max_tokens,
-    tau: Annotated[
-        float, typer.Option(help="Effect on P(success) that makes a token pivotal.")
-    ] = _SEARCH.tau,
-    delta0: Annotated[float, typer.Option(help="Effect that confirmation must exceed.")] = _SEARCH.delta0,
-    fdr: Annotated[float, typer.Option(help="Level of the correction over all nominees.")] = _SEARCH.fdr,
-    base_rollouts: Annotated[int, typer.Option(help="Completions per problem.")] = _SEARCH.base_rollouts,
-    completions_per_problem: Annotated[
-        int, typer.Option(help="Completions searched of each undecided problem.")
-    ] = _SEARCH.completions_per_problem,
-    confirm: Annotated[int, typer.Option(help="Fresh rollouts on each side of a nominee.")] = _SEARCH.confirm,
+    unit: how.UnitOption = how.DEFAULT.unit,
+    tau: how.Tau = how.DEFAULT.tau,
+    delta0: how.Delta0 = how.DEFAULT.delta0,
+    fdr: how.Fdr = how.DEFAULT.fdr,
+    budget: how.Budget = how.DEFAULT.budget,
+    base_rollouts: how.BaseRollouts = how.DEFAULT.base_rollouts,
+    completions_per_problem: how.CompletionsPerProblem = how.DEFAULT.completions_per_problem,
+    low: how.Low = how.DEFAULT.low,
+    high: how.High = how.DEFAULT.high,
+    explore_share: how.ExploreShare = how.DEFAULT.explore_share,
+    explore_first: how.ExploreFirst = how.DEFAULT.explore_first,
+    explore_batch: how.ExploreBatch = how.DEFAULT.explore_batch,
+    explore_widest: how.ExploreWidest = how.DEFAULT.explore_widest,
+    ambiguity: how.Ambiguity = how.DEFAULT.ambiguity,
+    rho: how.Rho = how.DEFAULT.rho,
+    sd: how.Sd = how.DEFAULT.sd,
+    learn_prior: how.LearnPrior = how.DEFAULT.learn_prior,
+    prior_weight: how.PriorWeight = how.DEFAULT.prior_weight,
+    nominate: how.Nominate = how.DEFAULT.nominate,
+    power: how.Power = how.DEFAULT.power,
+    confirm_least: how.ConfirmLeast = how.DEFAULT.confirm_least,
+    confirm_most: how.ConfirmMost = how.DEFAULT.confirm_most,
     seed: Annotated[int, typer.Option(help="Seed of the run.", min=0)] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -96,26 +133,46 @@ def discover(
     Interrupted at any moment, the same command goes on where it stopped. The guarantee is on effects below --delta0:
     at most a share --fdr of the reported tokens has a smaller effect.
     """
-    problems = load_problems(
-        dataset,
+    options = data_options(
+        format=format,
+        layout=layout,
         question_field=question_field,
         answer_field=answer_field,
         split=split,
+        where=where,
+        ids=ids,
         limit=limit,
         shuffle_seed=shuffle_seed,
         skip_bad_rows=skip_bad_rows,
     )
+    problems = load_problems(dataset, options)
     sampler = SamplerSettings(temperature, top_p, top_k, max_tokens)
     search = SearchSettings(
+        unit=unit,  # type: ignore[arg-type]  # checked there
         tau=tau,
         delta0=delta0,
         fdr=fdr,
+        budget=budget,
         base_rollouts=base_rollouts,
         completions_per_problem=completions_per_problem,
-        confirm=confirm,
+        low=low,
+        high=high,
+        explore_share=explore_share,
+        explore_first=explore_first,
+        explore_batch=explore_batch,
+        explore_widest=explore_widest,
+        ambiguity=ambiguity,
+        rho=rho,
+        sd=sd,
+        learn_prior=learn_prior,
+        prior_weight=prior_weight,
+        nominate=nominate,
+        power=power,
+        confirm_least=confirm_least,
+        confirm_most=confirm_most,
     )
     folder = RunFolder(run)
-    with oracle_for(oracle, problems) as judge:
+    with oracle_for(oracle, problems, oracle_option or ()) as judge:
         progress = RunProgress(quiet=as_json)
         choice = ModelChoice(model, device, dtype)
         discover_into(folder, choice, problems, judge, sampler, search, seed, progress, raw=raw)
@@ -148,6 +205,9 @@ def show(
     print_pivots([json.loads(line) for line in lines], limit)
 
 
+app.command()(export)
+
+
 @app.command()
 def vectors(
     run: Run,
@@ -155,10 +215,15 @@ def vectors(
         str | None, typer.Option(help="Data set on which method, block and strength are chosen.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "validation",
+    format: DataFormat = None,
+    layout: LayoutName = None,
     question_field: QuestionField = None,
     answer_field: AnswerField = None,
+    where: Where = None,
+    ids: IdsFile = None,
     skip_bad_rows: SkipBadRows = False,
     limit: Annotated[int, typer.Option(help="Validation problems at most.", min=2)] = 200,
+    shuffle_seed: ShuffleSeed = 0,
     method: Annotated[
         list[str] | None, typer.Option(help="paired_difference, optimised; both if not given.")
     ] = None,
@@ -170,23 +235,23 @@ def vectors(
 ) -> None:
     """Record the residual stream at a run's pivots and write steering vectors to RUN/vectors."""
     options = _vector_options(method, block, min_events, licence)
+    validation_options = data_options(
+        format=format,
+        layout=layout,
+        question_field=question_field,
+        answer_field=answer_field,
+        split=split,
+        where=where,
+        ids=ids,
+        limit=limit,
+        shuffle_seed=shuffle_seed,
+        skip_bad_rows=skip_bad_rows,
+    )
     folder = RunFolder(run)
     with folder.read() as ledger:
         if not folder.pivots.is_file():
             raise LedgerError(f"{run}: the run is not finished; the command that began it goes on")
-        problems = (
-            load_problems(
-                validation,
-                question_field=question_field,
-                answer_field=answer_field,
-                split=split,
-                limit=limit,
-                shuffle_seed=0,
-                skip_bad_rows=skip_bad_rows,
-            )
-            if validation is not None
-            else []
-        )
+        problems = load_problems(validation, validation_options) if validation is not None else []
         if overlap := {p.id for p in problems} & {p.id for p in ledger.problems()}:
             raise DataError(
                 str(validation),
@@ -200,7 +265,7 @@ def vectors(
         sampler = sampler_of(ledger)
         progress = RunProgress(quiet=as_json)
         with (
-            oracle_for(setting(ledger, "oracle", str), problems) as judge,
+            oracle_of(ledger, problems) as judge,
             rollouts(choice, sampler) as (model, source),
         ):
             if bad := [b for b in options.blocks if not 0 <= b < model.loaded.block_count]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from steering_engine.alias import resolve_model
+from steering_engine.errors import ModelError
 from steering_engine.model import EngineLimits, SteeredModel
 from steering_pts.data import Problem
 from steering_pts.discovery import Discovery
@@ -18,7 +19,13 @@ from steering_pts.errors import LedgerError
 from steering_pts.ledger import Ledger, LedgerReader
 from steering_pts.ledger.lock import WriterLock
 from steering_pts.oracles.base import Oracle
-from steering_pts.oracles.registry import choose_oracle, make_oracle
+from steering_pts.oracles.registry import (
+    check_fit,
+    choose_oracle,
+    make_oracle,
+    oracle_of_settings,
+    oracle_settings,
+)
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
 from steering_pts.rollouts import EngineRollouts
@@ -113,17 +120,35 @@ def rollouts(choice: ModelChoice, sampler: SamplerSettings) -> Iterator[tuple[St
 
 
 @contextmanager
-def oracle_for(name: str | None, problems: Sequence[Problem]) -> Iterator[Oracle]:
+def oracle_for(
+    name: str | None, problems: Sequence[Problem], options: Sequence[str] = ()
+) -> Iterator[Oracle]:
     """The oracle of that name, or the one that fits the data; closed at the end.
 
+    Args:
+        name: Its name, None to choose by the data.
+        problems: What it is to judge; it must be able to.
+        options: Its options, texts `NAME=VALUE`.
+
     Raises:
-        OracleError: Unknown, or none fits.
+        OracleError: Unknown, not its options, or it does not fit the problems.
     """
-    oracle = choose_oracle(problems) if name is None else make_oracle(name)
-    try:
+    made = choose_oracle(problems, options) if name is None else make_oracle(name, assignments=options)
+    with closing(made) as oracle:
+        check_fit(oracle, problems)
         yield oracle
-    finally:
-        oracle.close()
+
+
+@contextmanager
+def oracle_of(ledger: LedgerReader, problems: Sequence[Problem]) -> Iterator[Oracle]:
+    """The oracle that judged a run, for other problems; closed at the end.
+
+    Raises:
+        OracleError: It can't be made any more, or it does not fit the problems.
+    """
+    with closing(oracle_of_settings(ledger.settings())) as oracle:
+        check_fit(oracle, problems)
+        yield oracle
 
 
 def discover_into(
@@ -153,7 +178,7 @@ def discover_into(
             "tokenizer_digest": model.info.tokenizer_digest,
             "dtype": model.info.dtype,
             "problems_digest": hashlib.sha256(" ".join(p.id for p in problems).encode()).hexdigest(),
-            "oracle": oracle.name,
+            **oracle_settings(oracle),
             "seed": seed,
             "raw": raw,
             **as_json(sampler=sampler, search=search),
@@ -177,6 +202,26 @@ def setting(ledger: LedgerReader, name: str, kind: type[Value]) -> Value:
     if not isinstance(value, kind):
         raise LedgerError(f"{ledger.path}: setting {name!r} is {value!r}; expected {kind.__name__}")
     return value
+
+
+def tokenizer_of(ledger: LedgerReader) -> Callable[[Sequence[int]], str]:
+    """Turns token ids of a run into text; loads the tokenizer of its model, and nothing else of it.
+
+    Raises:
+        ModelError: There is no such model any more.
+        LedgerError: It has another tokenizer now.
+    """
+    from transformers import AutoTokenizer  # noqa: PLC0415 -- other commands load it with the model
+
+    source = setting(ledger, "model", str)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(source))
+        definition = tokenizer.backend_tokenizer.to_str()
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{source}: its tokenizer can't be loaded: {str(error).splitlines()[0]}") from error
+    if hashlib.sha256(definition.encode()).hexdigest() != setting(ledger, "tokenizer_digest", str):
+        raise LedgerError(f"{source} has another tokenizer than the model that the run was made with")
+    return lambda ids: str(tokenizer.decode(list(ids)))
 
 
 def sampler_of(ledger: LedgerReader) -> SamplerSettings:

@@ -19,7 +19,7 @@ from steering_engine.alias import resolve_model
 from steering_engine.vectors.file import encode_vector, load_vector
 from steering_engine.vectors.schema import SteeringVector
 from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for, rollouts
-from steering_pts.data import Problem, load_problems
+from steering_pts.data import DataOptions, Problem, load_problems
 from steering_pts.demo.kinds import decision_kind
 from steering_pts.demo.report import DemoFigures, print_report, write_report
 from steering_pts.errors import SearchError
@@ -74,8 +74,8 @@ def run_demo(options: DemoOptions) -> None:
         report_path.unlink()
     progress = RunProgress()
     choice = ModelChoice(MODEL)
-    training = load_problems("demo:train", limit=options.problems, shuffle_seed=options.seed)
-    held_out = load_problems("demo:test", limit=options.test_problems, shuffle_seed=options.seed)
+    training = load_problems("demo:train", DataOptions(limit=options.problems, shuffle_seed=options.seed))
+    held_out = load_problems("demo:test", DataOptions(limit=options.test_problems, shuffle_seed=options.seed))
     with oracle_for("math", training) as oracle:
         discover_into(folder, choice, training, oracle, _SAMPLER, _SEARCH, options.seed, progress)
         with folder.read() as ledger:
@@ -111,7 +111,7 @@ def _vectors(
     progress: RunProgress,
 ) -> VectorReport:
     """Vectors named after the planted decisions that they are for, chosen on validation problems."""
-    validation = load_problems("demo:validation", limit=_VALIDATION_PROBLEMS, shuffle_seed=seed)
+    validation = load_problems("demo:validation", DataOptions(limit=_VALIDATION_PROBLEMS, shuffle_seed=seed))
     with rollouts(choice, _SAMPLER) as (model, source):
         tokenizer = model.loaded.tokenizer
         names: Counter[str] = Counter()

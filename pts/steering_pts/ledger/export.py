@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -40,8 +41,9 @@ def pivot_lines(
             "prefix_ids": prefix_ids,
             "prefix": decode(prefix_ids),
             "position": pivot.position,
+            "ids": pivot.ids,
             "token_id": pivot.token_id,
-            "token": decode([pivot.token_id]),
+            "token": decode(pivot.ids),
             "probability": pivot.probability,
             "delta": pivot.delta,
             "low": pivot.low,
@@ -50,9 +52,11 @@ def pivot_lines(
             "q_value": pivot.q_value,
             "confirmation": confirmation and _counts(confirmation),
             "chosen_id": pivot.chosen_id,
-            "chosen": decode([pivot.chosen_id]),
+            "chosen_ids": pivot.chosen_ids,
+            "chosen": decode(pivot.chosen_ids),
             "rejected_id": pivot.rejected_id,
-            "rejected": decode([pivot.rejected_id]),
+            "rejected_ids": pivot.rejected_ids,
+            "rejected": decode(pivot.rejected_ids),
             "alternatives": [_alternative(count, decode) for count in pivot.alternatives],
         }
         yield json.dumps(line, ensure_ascii=False, allow_nan=False)
@@ -64,38 +68,52 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
     Raises:
         LedgerError: it can't be written; nothing is left behind.
     """
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write in the place of another: it takes that place, on the disk, when the block ends without an error.
+
+    Raises:
+        LedgerError: it can't be written; nothing is left behind.
+    """
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         temporary = Path(name)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-                file.writelines(line + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
+            os.fsync(descriptor)
             temporary.chmod(0o644)  # mkstemp makes files for the owner alone
             temporary.replace(path)
         finally:
+            os.close(descriptor)
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise LedgerError(f"{path} can't be written: {error.strerror}") from error
+        raise LedgerError(f"{path} can't be written: {error.strerror or error}") from error
 
 
-def _counts(confirmation: ConfirmationRecord) -> dict[str, int]:
+def _counts(confirmation: ConfirmationRecord) -> dict[str, int | float]:
     return {
+        "leave_probability": confirmation.leave,
         "on_path_successes": confirmation.x1,
         "on_path_rollouts": confirmation.n1,
+        "on_path_censored": confirmation.censored1,
         "alternative_successes": confirmation.x2,
         "alternative_rollouts": confirmation.n2,
+        "alternative_censored": confirmation.censored2,
     }
 
 
 def _alternative(
     count: AlternativeCount, decode: Callable[[Sequence[int]], str]
-) -> dict[str, str | int | float | None]:
+) -> dict[str, str | int | float | Sequence[int] | None]:
     rollouts = count.successes + count.failures
     return {
-        "token_id": count.token_id,
-        "token": decode([count.token_id]),
+        "ids": count.ids,
+        "token_id": count.ids[0],
+        "token": decode(count.ids),
         "successes": count.successes,
         "failures": count.failures,
         "success_rate": count.successes / rollouts if rollouts else None,

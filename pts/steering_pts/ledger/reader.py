@@ -130,6 +130,10 @@ class LedgerReader:
                 pivots=self._count("pivots"),
                 completion_tokens=self._number("SELECT COALESCE(SUM(LENGTH(ids)), 0) / 4 FROM completions"),
                 rollout_tokens=self._number("SELECT COALESCE(SUM(tokens), 0) FROM rollouts"),
+                oracle_failures=self._number(
+                    "SELECT (SELECT COALESCE(SUM(failed), 0) FROM completions)"
+                    " + (SELECT COALESCE(SUM(failed), 0) FROM rollouts)"
+                ),
             )
 
     def export_pivots_jsonl(self, path: Path, decode: Callable[[Sequence[int]], str]) -> None:
@@ -153,6 +157,12 @@ class LedgerReader:
         """A table's records where the columns that are not None have these values."""
         given = {column: value for column, value in where.items() if value is not None}
         return [table.decode(row) for row in self._rows(table.select(tuple(given)), tuple(given.values()))]
+
+    def stream(self, table: Table[Record]) -> Iterator[Record]:
+        """All records of a table as it is now, one by one: a table that is larger than the memory can be read."""
+        with self._translated():
+            for row in self._connection.execute(table.select()):
+                yield table.decode(row)
 
     def _count(self, table: str) -> int:
         return self._number(f"SELECT COUNT(*) FROM {table}")  # noqa: S608  # our own names

@@ -6,7 +6,7 @@ A change of it is a new SCHEMA_VERSION; a ledger of another version is refused.
 from typing import Final
 
 APPLICATION_ID: Final = 0x50545331  # "PTS1", at byte 68 of the file
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 SCHEMA: Final = """
 CREATE TABLE settings (
@@ -22,7 +22,7 @@ CREATE TABLE completions (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
     problem_id TEXT NOT NULL REFERENCES problems (id), "index" INTEGER NOT NULL,
     seed INTEGER NOT NULL, prompt_ids BLOB NOT NULL, ids BLOB NOT NULL,
-    verdict TEXT NOT NULL, extracted TEXT, finish_reason TEXT NOT NULL,
+    verdict TEXT NOT NULL, extracted TEXT, finish_reason TEXT NOT NULL, failed INTEGER NOT NULL,
     UNIQUE (problem_id, "index")
 ) STRICT;
 
@@ -34,19 +34,21 @@ CREATE TABLE rollouts (
     completion_id TEXT NOT NULL REFERENCES completions (id), position INTEGER NOT NULL,
     arm TEXT NOT NULL, stage TEXT NOT NULL, "index" INTEGER NOT NULL,
     seed INTEGER NOT NULL, ids BLOB NOT NULL, verdict TEXT NOT NULL, extracted TEXT,
-    tokens INTEGER NOT NULL,
+    tokens INTEGER NOT NULL, failed INTEGER NOT NULL,
     PRIMARY KEY (completion_id, position, arm, stage, "index")
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE nominees (
     completion_id TEXT NOT NULL REFERENCES completions (id), position INTEGER NOT NULL,
-    sign INTEGER NOT NULL, posterior REAL NOT NULL, explored TEXT NOT NULL,
+    sign INTEGER NOT NULL, posterior REAL NOT NULL, effect REAL NOT NULL, explored TEXT NOT NULL,
+    on_path INTEGER NOT NULL, alternative INTEGER NOT NULL,
     PRIMARY KEY (completion_id, position)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE confirmations (
     completion_id TEXT NOT NULL REFERENCES completions (id), position INTEGER NOT NULL,
-    x1 INTEGER NOT NULL, n1 INTEGER NOT NULL, x2 INTEGER NOT NULL, n2 INTEGER NOT NULL,
+    x1 INTEGER NOT NULL, n1 INTEGER NOT NULL, censored1 INTEGER NOT NULL,
+    x2 INTEGER NOT NULL, n2 INTEGER NOT NULL, censored2 INTEGER NOT NULL, leave REAL NOT NULL,
     p_value REAL NOT NULL, delta REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL,
     PRIMARY KEY (completion_id, position)
 ) STRICT, WITHOUT ROWID;
@@ -54,10 +56,10 @@ CREATE TABLE confirmations (
 CREATE TABLE pivots (
     completion_id TEXT NOT NULL REFERENCES completions (id),
     problem_id TEXT NOT NULL REFERENCES problems (id), position INTEGER NOT NULL,
-    token_id INTEGER NOT NULL, probability REAL NOT NULL,
+    ids BLOB NOT NULL, probability REAL NOT NULL,
     delta REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL,
     p_value REAL NOT NULL, q_value REAL NOT NULL,
-    chosen_id INTEGER NOT NULL, rejected_id INTEGER NOT NULL, alternatives TEXT NOT NULL,
+    chosen_ids BLOB NOT NULL, rejected_ids BLOB NOT NULL, alternatives TEXT NOT NULL,
     PRIMARY KEY (completion_id, position)
 ) STRICT, WITHOUT ROWID;
 """

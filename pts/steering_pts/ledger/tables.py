@@ -80,17 +80,22 @@ def _encode_problem(problem: Problem) -> tuple[Value, ...]:
 
 def _encode_completion(r: CompletionRecord) -> tuple[Value, ...]:
     ids = _pack_ids(r.prompt_ids), _pack_ids(r.ids)
-    return r.id, r.problem_id, r.index, r.seed, *ids, r.verdict.value, r.extracted, r.finish_reason
+    return (
+        *(r.id, r.problem_id, r.index, r.seed, *ids, r.verdict.value, r.extracted, r.finish_reason),
+        int(r.failed),
+    )
 
 
 def _decode_completion(row: Row) -> CompletionRecord:
-    id_, problem_id, index, seed, prompt_ids, ids, verdict, *rest = row
+    id_, problem_id, index, seed, prompt_ids, ids, verdict, extracted, finish_reason, failed = row
     blobs = _unpack_ids(prompt_ids), _unpack_ids(ids)
-    return CompletionRecord(id_, problem_id, index, seed, *blobs, Verdict(verdict), *rest)
+    return CompletionRecord(
+        id_, problem_id, index, seed, *blobs, Verdict(verdict), extracted, finish_reason, bool(failed)
+    )
 
 
 def _encode_rollout(r: RolloutRecord) -> tuple[Value, ...]:
-    return *encode_key(r.key), r.seed, _pack_ids(r.ids), r.verdict.value, r.extracted, r.tokens
+    return *encode_key(r.key), r.seed, _pack_ids(r.ids), r.verdict.value, r.extracted, r.tokens, int(r.failed)
 
 
 def encode_key(key: RolloutKey) -> tuple[Value, ...]:
@@ -99,21 +104,32 @@ def encode_key(key: RolloutKey) -> tuple[Value, ...]:
 
 
 def _decode_rollout(row: Row) -> RolloutRecord:
-    completion_id, position, arm, stage, index, seed, ids, verdict, extracted, tokens = row
+    completion_id, position, arm, stage, index, seed, ids, verdict, extracted, tokens, failed = row
     key = RolloutKey(completion_id, position, arm, stage, index)
-    return RolloutRecord(key, seed, _unpack_ids(ids), Verdict(verdict), extracted, tokens)
+    return RolloutRecord(key, seed, _unpack_ids(ids), Verdict(verdict), extracted, tokens, bool(failed))
+
+
+def _counts(text: str) -> tuple[int, int, int]:
+    successes, failures, censored = json.loads(text)
+    return successes, failures, censored
 
 
 def _encode_pivot(pivot: PivotRecord) -> tuple[Value, ...]:
-    row = astuple(pivot)
-    return *row[:-1], json.dumps(row[-1])
+    alternatives = json.dumps([[list(a.ids), a.successes, a.failures] for a in pivot.alternatives])
+    return (
+        *(pivot.completion_id, pivot.problem_id, pivot.position, _pack_ids(pivot.ids), pivot.probability),
+        *(pivot.delta, pivot.low, pivot.high, pivot.p_value, pivot.q_value),
+        *(_pack_ids(pivot.chosen_ids), _pack_ids(pivot.rejected_ids), alternatives),
+    )
 
 
 def _decode_pivot(row: Row) -> PivotRecord:
-    *values, alternatives = row
-    named = dict(zip(PIVOTS.columns, values, strict=False))
+    named = dict(zip(PIVOTS.columns, row, strict=True))
+    for name in ("ids", "chosen_ids", "rejected_ids"):
+        named[name] = _unpack_ids(named[name])
+    counts = json.loads(named.pop("alternatives"))
     return PivotRecord(
-        **named, alternatives=tuple(AlternativeCount(*counts) for counts in json.loads(alternatives))
+        **named, alternatives=tuple(AlternativeCount(tuple(ids), *rest) for ids, *rest in counts)
     )
 
 
@@ -131,7 +147,7 @@ COMPLETIONS: Final = Table(
     noun="completion",
     columns=(
         *("id", "problem_id", "index", "seed"),
-        *("prompt_ids", "ids", "verdict", "extracted", "finish_reason"),
+        *("prompt_ids", "ids", "verdict", "extracted", "finish_reason", "failed"),
     ),
     keys=("id",),
     order=("problem_id", "index"),
@@ -152,7 +168,7 @@ ROLLOUTS: Final = Table(
     noun="rollout",
     columns=(
         *("completion_id", "position", "arm", "stage", "index"),
-        *("seed", "ids", "verdict", "extracted", "tokens"),
+        *("seed", "ids", "verdict", "extracted", "tokens", "failed"),
     ),
     keys=("completion_id", "position", "arm", "stage", "index"),
     order=("completion_id", "position", "arm", "stage", "index"),
@@ -162,18 +178,24 @@ ROLLOUTS: Final = Table(
 NOMINEES: Final = Table(
     name="nominees",
     noun="nominee",
-    columns=("completion_id", "position", "sign", "posterior", "explored"),
+    columns=(
+        *("completion_id", "position", "sign", "posterior", "effect", "explored"),
+        *("on_path", "alternative"),
+    ),
     keys=("completion_id", "position"),
     order=("completion_id", "position"),
-    encode=lambda r: (r.completion_id, r.position, r.sign, r.posterior, json.dumps(r.explored)),
-    decode=lambda row: NomineeRecord(row[0], row[1], row[2], row[3], tuple(json.loads(row[4]))),
+    encode=lambda r: (
+        *(r.completion_id, r.position, r.sign, r.posterior, r.effect, json.dumps(r.explored)),
+        *(r.on_path, r.alternative),
+    ),
+    decode=lambda row: NomineeRecord(row[0], row[1], row[2], row[3], row[4], _counts(row[5]), row[6], row[7]),
 )
 CONFIRMATIONS: Final = Table(
     name="confirmations",
     noun="confirmation",
     columns=(
-        *("completion_id", "position", "x1", "n1", "x2", "n2"),
-        *("p_value", "delta", "low", "high"),
+        *("completion_id", "position", "x1", "n1", "censored1", "x2", "n2", "censored2"),
+        *("leave", "p_value", "delta", "low", "high"),
     ),
     keys=("completion_id", "position"),
     order=("completion_id", "position"),
@@ -184,8 +206,8 @@ PIVOTS: Final = Table(
     name="pivots",
     noun="pivot",
     columns=(
-        *("completion_id", "problem_id", "position", "token_id", "probability", "delta", "low", "high"),
-        *("p_value", "q_value", "chosen_id", "rejected_id", "alternatives"),
+        *("completion_id", "problem_id", "position", "ids", "probability", "delta", "low", "high"),
+        *("p_value", "q_value", "chosen_ids", "rejected_ids", "alternatives"),
     ),
     keys=("completion_id", "position"),
     order=("completion_id", "position"),

@@ -6,14 +6,14 @@ import re
 from typing import Final
 
 from steering_pts.data import Problem
-from steering_pts.oracles.base import Judgement, Verdict
+from steering_pts.oracles.base import Judgement, Oracle, Verdict
 
 MAX_CHARACTERS: Final = 200
 
 _LABEL: Final = re.compile(r"^\W*(?:the\s+)?(?:final\s+)?answer\s*(?:is\b\s*:?|:|=)", re.IGNORECASE)
 
 
-class ExactOracle:
+class ExactOracle(Oracle):
     """Right is what reads like the gold answer.
 
     The whole completion, or its last line that is not empty (with or without a label such as
@@ -29,13 +29,10 @@ class ExactOracle:
         if not lines:
             return Judgement(Verdict.INCORRECT, None, "the completion is empty")
         answer = _LABEL.sub("", lines[-1]).strip() or lines[-1]
-        gold = _normal(problem.answer)
-        if gold in {_normal(completion), _normal(lines[-1]), _normal(answer)}:
+        gold = plain_words(problem.answer)
+        if gold in {plain_words(completion), plain_words(lines[-1]), plain_words(answer)}:
             return Judgement(Verdict.CORRECT, answer, "it equals the gold answer")
         return Judgement(Verdict.INCORRECT, answer, f"it is not {problem.answer.strip()!r}")
-
-    def close(self) -> None:
-        """It holds nothing."""
 
 
 def is_short_text(gold: str) -> bool:
@@ -43,5 +40,6 @@ def is_short_text(gold: str) -> bool:
     return len(gold.strip()) <= MAX_CHARACTERS and len(gold.strip().splitlines()) == 1
 
 
-def _normal(text: str) -> str:
+def plain_words(text: str) -> str:
+    """A text without case, emphasis, quotes or a full stop around it, and with single spaces."""
     return " ".join(text.casefold().split()).strip("*_`\"'. ")

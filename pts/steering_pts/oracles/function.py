@@ -9,10 +9,10 @@ from pathlib import Path
 
 from steering_pts.data import Problem
 from steering_pts.errors import OracleError
-from steering_pts.oracles.base import Judgement, Verdict
+from steering_pts.oracles.base import Judgement, Oracle, Verdict
 
 
-class FunctionOracle:
+class FunctionOracle(Oracle):
     """Asks `function(problem, completion)`, which answers True, False, None (can't tell) or a `Judgement`."""
 
     def __init__(self, name: str) -> None:
@@ -48,6 +48,3 @@ class FunctionOracle:
         if isinstance(answer, bool):
             return Judgement(Verdict.CORRECT if answer else Verdict.INCORRECT, None, f"{self.name}: {answer}")
         raise TypeError(f"{self.name} answered {answer!r}; expected True, False, None or a Judgement")
-
-    def close(self) -> None:
-        """Holds nothing."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from decimal import Decimal
 from functools import lru_cache
 from types import TracebackType
 from typing import Final, Self
 
 from steering_pts.data import Problem
-from steering_pts.oracles.base import Judgement, Verdict
+from steering_pts.oracles.base import AnswerWatcher, Judgement, Oracle, Verdict
+from steering_pts.oracles.dressing import plain_number, scaled_number
 from steering_pts.oracles.equality import EqualityError, EqualityWorker
-from steering_pts.oracles.extraction import extract_answer, gold_answer, plain_number
+from steering_pts.oracles.extraction import extract_answer, gold_answer, is_answer_line
+from steering_pts.oracles.options import Seconds
+from steering_pts.oracles.watching import LineWatcher
+from steering_pts.settings import JsonValue
 
 CACHED_PAIRS: Final = 65_536
 MAX_CHARACTERS: Final = 500  # of an answer; parsers of formulas slow down, or give up, beyond
@@ -21,24 +27,30 @@ _ELSEWHERE: Final = re.compile(r"[A-Za-z]{2,}")
 _SYMBOLS: Final = re.compile(r"[\w\s+\-*/^=<>(){}\[\]|,.;:!%'\\°&$]+")
 
 
-class MathOracle:
+class MathOracle(Oracle):
     """Right is what equals the gold answer.
 
     Integers and decimals are equal when they are exactly equal (`18`, `18.0`, `$18.00`); all else
     is math-verify's to say, by value or by form: `1/2`, `0.5` and `50%`; `x^2 + 2x + 1` and
     `(x + 1)^2`. Decimals beside fractions and roots are equal to 6 places. Words are compared as
-    words. A completion without an answer is incorrect; a comparison that fails or takes longer
-    than its limit is censored.
+    words; `3 million` is 3 or 3,000,000, whichever the question asked for. A completion without
+    an answer is incorrect; a comparison that fails or takes longer than its limit is censored.
 
     Each pair of gold answer and answer is compared once: a bounded cache holds the outcomes.
     """
 
     name = "math"
 
-    def __init__(self, seconds: float = 5.0) -> None:
+    def __init__(self, seconds: Seconds = 5.0) -> None:
+        self._seconds = seconds
         self._worker = EqualityWorker(seconds)
         self._compare = lru_cache(maxsize=CACHED_PAIRS)(self._compare_once)
         self._gold = lru_cache(maxsize=4096)(gold_answer)
+
+    @property
+    def options(self) -> Mapping[str, JsonValue]:
+        """Most seconds that a comparison may take."""
+        return {"seconds": self._seconds}
 
     def judge(self, problem: Problem, completion: str) -> Judgement:
         """The verdict on a completion that was not cut off."""
@@ -48,7 +60,12 @@ class MathOracle:
         if len(extracted) > MAX_CHARACTERS:
             return Judgement(Verdict.INCORRECT, extracted[:MAX_CHARACTERS], "too long to be an answer")
         verdict, explanation = self._compare(self._gold(problem.answer), extracted)
-        return Judgement(verdict, extracted, explanation)
+        return Judgement(verdict, extracted, explanation, failed=verdict is Verdict.CENSORED)
+
+    def watcher(self, problem: Problem) -> AnswerWatcher:
+        """True once the first `####` line with an answer has ended; every other form can still be outranked."""
+        del problem
+        return LineWatcher(is_answer_line)
 
     def close(self) -> None:
         """Ends the comparing process, if one was started."""
@@ -77,12 +94,14 @@ class MathOracle:
     def _are_equal(self, gold: str, answer: str) -> bool:
         if _folded(gold) == _folded(answer):
             return True
+        if readings := scaled_number(answer):
+            return any(self._are_equal(gold, reading) for reading in readings)
         gold_number, number = plain_number(gold), plain_number(answer)
         if gold_number is not None and number is not None:
             return gold_number == number
         if _WORDS.fullmatch(gold) or _WORDS.fullmatch(answer):
             return False
-        return self._worker.equal(gold, answer)
+        return self._worker.equal(_written_out(gold, gold_number), _written_out(answer, number))
 
 
 def is_mathematics(gold: str) -> bool:
@@ -98,4 +117,10 @@ def is_mathematics(gold: str) -> bool:
 
 
 def _folded(answer: str) -> str:
-    return "".join(answer.casefold().split())
+    """Without case and spaces, except between two digits, where a space makes two numbers."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", answer.casefold())
+
+
+def _written_out(answer: str, number: Decimal | None) -> str:
+    """A number without an exponent: to LaTeX, `3e6` is a product."""
+    return answer if number is None or abs(number.adjusted()) > MAX_CHARACTERS else f"{number:f}"

@@ -1,0 +1,1 @@
+"""Judging answers that are already there: reading them, and comparing an oracle's verdicts with labels."""

@@ -1,0 +1,180 @@
+"""Which rollouts to make next: where it is most open whether a token is pivotal, over all completions of a run.
+
+A candidate whose P(|effect| >= tau) is near 0 or 1 needs no more. The others share what is left of the budget, the
+most ambiguous first, wherever in the run they are. A candidate's rollouts go to whichever of its two sides is known
+worse: one more draw shrinks the variance v of a rate r by about v^2 / (v + r (1 - r)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from steering_pts.ledger.records import Arm, RolloutKey
+from steering_pts.oracles.base import Verdict
+from steering_pts.search.chain import Posterior, StepPrior, ValueChain
+from steering_pts.search.trace import Outcome, Trace
+from steering_pts.settings import SearchSettings
+
+EXPLORE = "explore"
+NEGLIGIBLE = 1e-6
+"""Below this chance of leaving the completion, what comes after a token is known without rollouts."""
+
+_LEARNING_ROUNDS = (2, 4, 8, 16)
+"""When the prior is learned; each time costs a posterior of every completion."""
+
+_KINDS = {Verdict.CORRECT: 0, Verdict.INCORRECT: 1, Verdict.CENSORED: 2}
+
+
+@dataclass(slots=True)
+class Explored:
+    """One completion under exploration."""
+
+    trace: Trace
+    settings: SearchSettings
+    chain: ValueChain = field(init=False)
+    posterior: Posterior | None = field(default=None, init=False)
+    _asked: dict[tuple[int, Arm], int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.chain = ValueChain(
+            self.trace.steps(settings.tau),
+            succeeded=self.trace.succeeded,
+            tau=settings.tau,
+            prior=StepPrior(settings.rho, settings.sd),
+        )
+        for outcome in self.trace.known:
+            self.add(outcome.divergence, outcome.verdict)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions of the candidates."""
+        return tuple(self.chain.steps[step].start for step in self.chain.candidates)
+
+    def add(self, position: int, verdict: Verdict) -> None:
+        """A draw that leaves this completion at a position."""
+        self.chain.add(position, _KINDS[verdict])
+
+    def first_asks(self) -> Iterator[RolloutKey]:
+        """The first rollouts: alternatives of every candidate."""
+        settings = self.settings
+        if not self.positions:
+            return
+        share = settings.budget * settings.explore_share / (2 * len(self.positions))
+        count = settings.explore_first or int(np.clip(share, 2, 8))
+        for position in self.positions:
+            yield from self._keys(position, "alternative", count)
+
+    def ambiguities(self) -> list[tuple[float, int]]:
+        """(ambiguity, index) of the candidates that are still too ambiguous, the most ambiguous first."""
+        self.posterior = self.chain.posterior()
+        pivotal = self.posterior.pivotal
+        ambiguity = np.minimum(pivotal, 1 - pivotal)
+        order = np.argsort(-ambiguity, kind="stable")[: self.settings.explore_widest]
+        open_ = [(float(ambiguity[i]), int(i)) for i in order if ambiguity[i] >= self.settings.ambiguity]
+        if not open_:
+            self.chain.release()
+        return open_
+
+    def more_asks(self, index: int) -> Iterator[RolloutKey]:
+        """More rollouts of a candidate, on the side that is known worse."""
+        posterior = self.posterior
+        assert posterior is not None  # noqa: S101 -- `ambiguities` has chosen the candidate
+        position = self.positions[index]
+        can_leave_later = self.trace.leave(self.trace.end_of[position]) > NEGLIGIBLE
+        alternative_rate, value_rate = posterior.alternative[index], posterior.value[index]
+        sides = [
+            [posterior.alternative_variance[index], alternative_rate * (1 - alternative_rate) + 1e-4],
+            [
+                posterior.value_variance[index] if can_leave_later else 0.0,
+                value_rate * (1 - value_rate) + 1e-4,
+            ],
+        ]
+        counts = [0, 0]
+        for _ in range(self.settings.explore_batch):
+            gains = [variance**2 / (variance + spread) for variance, spread in sides]
+            side = 1 if can_leave_later and gains[1] > gains[0] else 0
+            sides[side][0] -= gains[side]
+            counts[side] += 1
+        yield from self._keys(position, "alternative", counts[0])
+        yield from self._keys(position, "on_path", counts[1])
+
+    def _keys(self, position: int, arm: Arm, count: int) -> Iterator[RolloutKey]:
+        done = self._asked.get((position, arm), 0)
+        self._asked[position, arm] = done + count
+        for index in range(done, done + count):
+            yield RolloutKey(self.trace.completion_id, position, arm, EXPLORE, index)
+
+
+class Exploration:
+    """Explores all completions of a run in rounds; `asks` and `tell` alternate until nothing is asked for."""
+
+    def __init__(self, traces: list[Trace], settings: SearchSettings) -> None:
+        self.explored = {trace.completion_id: Explored(trace, settings) for trace in traces}
+        self.used = 0
+        self._settings = settings
+        self._round = 0
+        self._open = set(self.explored)
+        self._touched: set[str] = set()
+
+    @property
+    def pool(self) -> int:
+        """Rollouts that exploration may take, over all completions that have candidates."""
+        searched = sum(bool(own.positions) for own in self.explored.values())
+        return int(self._settings.budget * self._settings.explore_share * searched)
+
+    def asks(self) -> list[RolloutKey]:
+        """The rollouts of the next round; none when exploration has ended."""
+        self._round += 1
+        if self._round == 1:
+            asks = [key for own in self.explored.values() for key in own.first_asks()]
+        else:
+            asks = self._next_round()
+        self.used += len(asks)
+        return asks
+
+    def tell(self, outcomes: dict[RolloutKey, Outcome]) -> None:
+        """Takes the outcomes of a round."""
+        for key, outcome in outcomes.items():
+            for completion_id, position in ((key.completion_id, outcome.divergence), *outcome.also):
+                if completion_id in self.explored:
+                    self.explored[completion_id].add(position, outcome.verdict)
+                    self._open.add(completion_id)
+
+    def _next_round(self) -> list[RolloutKey]:
+        if self._settings.learn_prior and self._round in _LEARNING_ROUNDS:
+            self._learn_prior()
+        left = self.pool - self.used
+        wanted: list[tuple[float, str, int]] = []
+        for completion_id in sorted(self._open):
+            own = self.explored[completion_id]
+            found = own.ambiguities() if own.positions else []
+            if not found:
+                self._open.discard(completion_id)
+            wanted += [(-ambiguity, completion_id, index) for ambiguity, index in found]
+        asks: list[RolloutKey] = []
+        for _, completion_id, index in sorted(wanted):
+            if len(asks) + self._settings.explore_batch > left:
+                break
+            asks += self.explored[completion_id].more_asks(index)
+        return asks
+
+    def _learn_prior(self) -> None:
+        """One step of expectation-maximisation: the step prior that the run's own effects suggest."""
+        settings = self._settings
+        large = square = count = 0.0
+        owns = [own for _, own in sorted(self.explored.items()) if own.positions]
+        for own in owns:
+            more_large, more_square = own.chain.prior_evidence()
+            large, square, count = large + more_large, square + more_square, count + len(own.positions)
+        # The settings count as much as `prior_weight` candidates: a short run keeps close to them.
+        weight = settings.prior_weight
+        rho = (large + weight * settings.rho) / (count + weight)
+        sd = np.sqrt((square + weight * settings.sd**2) / (count - large + weight))
+        prior = StepPrior(round(float(np.clip(rho, 0.01, 0.5)), 6), round(float(np.clip(sd, 0.01, 0.1)), 6))
+        for own in owns:
+            own.chain.set_prior(prior)
+            self._open.add(own.trace.completion_id)
