@@ -79,7 +79,8 @@ def scan(trace: PlantedTrace, rollouts: int, settings: SearchSettings, rng: np.r
     return Searched(
         effects=dict(enumerate(trace.effects.tolist())),
         reported=tuple(
-            Finding(int(k), float(effects[k])) for k in np.flatnonzero(np.abs(effects) > settings.delta0 + reach)
+            Finding(int(k), float(effects[k]))
+            for k in np.flatnonzero(np.abs(effects) > settings.delta0 + reach)
         ),
         rollouts=rollouts * length,
         tokens=rollouts * length * (length + 1) // 2,

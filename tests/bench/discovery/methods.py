@@ -19,7 +19,9 @@ Method = Callable[[Sequence[PlantedTrace], int], list[Searched]]
 DEFAULTS: Final = SearchSettings()
 
 
-def _bisection(traces: Sequence[PlantedTrace], seed: int, rollouts: int | None, split: Split) -> list[Searched]:
+def _bisection(
+    traces: Sequence[PlantedTrace], seed: int, rollouts: int | None, split: Split
+) -> list[Searched]:
     return [
         bisect(trace, rollouts, split, DEFAULTS, np.random.default_rng([seed, number]))
         for number, trace in enumerate(traces)
