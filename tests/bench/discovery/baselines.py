@@ -60,12 +60,11 @@ def bisect(
         else:
             half = middle(start, end)
             segments += [(half, end), (start, half)]
-    each = rollouts or 0
     return Searched(
         effects=dict(enumerate(trace.effects.tolist())),
         reported=tuple(found),
-        rollouts=each * (len(known) - 1),
-        tokens=each * sum(length - prefix for prefix in known),
+        rollouts=None if rollouts is None else rollouts * (len(known) - 1),
+        tokens=None if rollouts is None else rollouts * sum(length - prefix for prefix in known),
     )
 
 

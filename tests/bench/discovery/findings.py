@@ -22,13 +22,13 @@ class Searched:
     Attributes:
         effects: The true effect by position; positions that are missing have none of size tau.
         reported: What the method reports as pivotal.
-        rollouts: Rollouts that it cost.
+        rollouts: Rollouts that it cost; None for a method that can't be had.
         tokens: Tokens generated for them.
         confirmed: Everything that was confirmed with fresh rollouts, reported or not.
     """
 
     effects: Mapping[int, float]
     reported: tuple[Finding, ...]
-    rollouts: int
-    tokens: int
+    rollouts: int | None
+    tokens: int | None
     confirmed: tuple[Finding, ...] = ()

@@ -20,7 +20,7 @@ def measure(searched: Sequence[Searched], tau: float, delta0: float, seconds: fl
     """The row of a method.
 
     A true pivot has an effect of at least tau, and everything else that is reported is false. What can't be said is
-    None: recall without pivots, bias without reports, coverage without intervals.
+    None: recall without pivots, bias without reports, coverage without intervals, cost where nothing can be had for it.
 
     Returns:
         `recall` and `fdr` over all completions, `recall_95` and `fdr_95` their bootstrap intervals over completions;
@@ -47,11 +47,11 @@ def measure(searched: Sequence[Searched], tau: float, delta0: float, seconds: fl
         "fdr_below_delta0": _ratio(below, found.sum(), empty=0.0),
         "false_per_trace": _ratio((found - hits).sum(), len(searched)),
         "sign_errors": sum(_true(own, f) * f.estimate < 0 for own in searched for f in own.reported),
-        "bias": float(np.mean(overstated)) if overstated else None,
+        "bias": _mean(overstated),
         "coverage95": _coverage(searched, lambda own: own.reported),
         "coverage95_nominees": _coverage(searched, lambda own: own.confirmed),
-        "rollouts": float(np.mean([own.rollouts for own in searched])),
-        "kilotokens": float(np.mean([own.tokens for own in searched])) / 1000,
+        "rollouts": _mean([own.rollouts for own in searched if own.rollouts is not None]),
+        "kilotokens": _mean([own.tokens / 1000 for own in searched if own.tokens is not None]),
         "n_traces": len(searched),
         "seconds": seconds,
     }
@@ -69,13 +69,17 @@ def _ratio(part: float, whole: float, empty: float | None = None) -> float | Non
     return float(part) / float(whole) if whole else empty
 
 
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
 def _coverage(searched: Sequence[Searched], chosen: Callable[[Searched], Sequence[Finding]]) -> float | None:
     covered = [
         f.interval[0] <= _true(own, f) <= f.interval[1]
         for own, f in chain.from_iterable(((own, f) for f in chosen(own)) for own in searched)
         if f.interval is not None
     ]
-    return float(np.mean(covered)) if covered else None
+    return _mean(covered)
 
 
 def _interval(part: NDArray[np.int64], whole: NDArray[np.int64]) -> list[float] | None:

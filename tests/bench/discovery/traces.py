@@ -8,6 +8,7 @@ V_before = pi V_after + (1 - pi) A holds by construction. *Forks* are tokens tha
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -39,7 +40,7 @@ class Scenario:
         fork_share: Share of tokens that are forks.
         pivots: How many effects are planted.
         length: Tokens.
-        candidates: Exactly so many forks, all of them below 1 - tau, rather than a share.
+        candidates: The positions of the forks, all of them below 1 - tau, rather than a share.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Scenario:
     fork_share: float = 0.15
     pivots: int = 3
     length: int = 200
-    candidates: int | None = None
+    candidates: tuple[int, ...] | None = None
 
 
 SCENARIOS: Final = (
@@ -59,18 +60,20 @@ SCENARIOS: Final = (
 )
 
 
-def scenario_like(candidates: int, length: int, pivots: int) -> Scenario:
-    """Planted traces of a completion's length, number of candidates and number of pivots.
+def scenario_like(candidates: Sequence[int], length: int, pivots: int) -> Scenario:
+    """Planted traces with a completion's length, positions of candidates and number of pivots.
 
     Raises:
-        ValueError: More pivots than candidates, or more candidates than tokens.
+        ValueError: More pivots than candidates, or candidates that are no tokens.
     """
-    if not 1 <= pivots <= candidates <= length:
+    if not 1 <= pivots <= len(candidates):
         raise ValueError(
-            f"{pivots} pivots, {candidates} candidates, {length} tokens; expected 1 <= pivots <= candidates <= tokens"
+            f"{pivots} pivots among {len(candidates)} candidates; expected 1 to {len(candidates)}"
         )
-    name = f"like_{candidates}_{length}_{pivots}"
-    return Scenario(name, pivots=pivots, length=length, candidates=candidates)
+    if not 0 <= min(candidates) <= max(candidates) < length:
+        raise ValueError(f"candidates at {list(candidates)}; expected positions below {length}")
+    name = f"like {length} {pivots} {list(candidates)}"
+    return Scenario(name, pivots=pivots, length=length, candidates=tuple(candidates))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,8 +102,8 @@ class PlantedTrace:
         return Trace(self.id, tuple(self.probabilities.tolist()), succeeded=bool(self.values[-1] == 1))
 
 
-def draw_traces(scenario: Scenario, count: int, seed: int) -> list[PlantedTrace]:
-    """Draws undecided traces of a scenario; the same ones for the same scenario and seed."""
+def draw_traces(scenario: Scenario, count: int, seed: int, prefix: str = "trace") -> list[PlantedTrace]:
+    """Draws undecided traces of a scenario; the same ones for the same scenario and seed. `prefix` begins their ids."""
     rng = np.random.default_rng([seed, zlib.crc32(scenario.name.encode())])
     kept: list[PlantedTrace] = []
     while len(kept) < count:
@@ -108,7 +111,7 @@ def draw_traces(scenario: Scenario, count: int, seed: int) -> list[PlantedTrace]
         sound &= (values[:, 0] >= UNDECIDED[0]) & (values[:, 0] <= UNDECIDED[1])
         kept += [
             PlantedTrace(
-                f"{scenario.name}-{len(kept) + number:05}", probabilities[row], alternatives[row], values[row]
+                f"{prefix}-{len(kept) + number:05}", probabilities[row], alternatives[row], values[row]
             )
             for number, row in enumerate(np.flatnonzero(sound))
         ]
@@ -166,10 +169,9 @@ class _Drifts(NamedTuple):
 
 
 def _forks(scenario: Scenario, rng: np.random.Generator) -> NDArray[np.bool_]:
-    order = rng.random((_ROWS, scenario.length))
     if scenario.candidates is None:
-        return order < scenario.fork_share
-    return order.argsort(axis=1).argsort(axis=1) < scenario.candidates
+        return rng.random((_ROWS, scenario.length)) < scenario.fork_share
+    return np.tile(np.isin(np.arange(scenario.length), scenario.candidates), (_ROWS, 1))
 
 
 def _planted_effects(
