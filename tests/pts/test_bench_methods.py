@@ -50,14 +50,14 @@ def test_exact_bisection_has_no_cost() -> None:
 
 def test_bisection_pays_for_each_prefix_once() -> None:
     # Values of 0 and 1 leave nothing to chance: it looks at the prefixes 0, 2 and 3, and knows the end.
-    found = bisect(trace_of([0, 0, 0, 0, 1], 0.0), 10, "length", SETTINGS, np.random.default_rng(0))
+    found = bisect(trace_of([0, 0, 0, 0, 1]), 10, "length", SETTINGS, np.random.default_rng(0))
     assert [finding.position for finding in found.reported] == [3]
     assert found.rollouts == 30
     assert found.tokens == 10 * (4 + 2 + 1)
 
 
 def test_surprisal_splits_where_the_completion_surprises() -> None:
-    trace = trace_of([0, 0, 0, 0, 0, 0, 0, 0, 1], 0.5)
+    trace = trace_of([0, 0, 0, 0, 0, 0, 0, 0, 1])
     probabilities = np.array([1, 1, 1, 1, 1, 1, 1, 0.01])
     lopsided = PlantedTrace("made", probabilities, trace.alternatives, trace.values)
     cost = [
@@ -68,7 +68,7 @@ def test_surprisal_splits_where_the_completion_surprises() -> None:
 
 
 def test_a_scan_pays_for_every_prefix() -> None:
-    found = scan(trace_of([0, 0, 0, 1], 0.0), 64, SETTINGS, np.random.default_rng(0))
+    found = scan(trace_of([0, 0, 0, 1]), 64, SETTINGS, np.random.default_rng(0))
     assert [finding.position for finding in found.reported] == [2]
     assert (found.rollouts, found.tokens) == (3 * 64, 64 * (3 + 2 + 1))
 

@@ -19,7 +19,7 @@ from tests.bench.discovery.measure import Row, measure
 from tests.bench.discovery.methods import DEFAULTS, METHODS
 from tests.bench.discovery.traces import SCENARIOS, draw_traces
 
-TRACES: Final = 300
+TRACES: Final = 240
 SEED: Final = 20_261
 
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
