@@ -69,6 +69,7 @@ def _violations(
 ) -> Iterator[Violation]:
     yield from _prompt_violations(spec, model)
     yield from _sampling_violations(spec.sampling)
+    yield from _banned_id_violations(spec.sampling.banned_first_ids, model)
     if len(spec.request_id) > limits.MAX_REQUEST_ID_CHARACTERS:
         yield Violation("request_id", f"longer than {limits.MAX_REQUEST_ID_CHARACTERS} characters")
     if model is not None and spec.model and spec.model != model.name:
@@ -154,6 +155,8 @@ def _sampling_violations(sampling: SamplingParams) -> Iterator[Violation]:
         )
     if not 0 < sampling.top_p <= 1:
         yield Violation("sampling.top_p", f"{sampling.top_p} is outside (0, 1]")
+    if not 0 <= sampling.min_p <= 1:
+        yield Violation("sampling.min_p", f"{sampling.min_p} is outside [0, 1]")
     if sampling.top_k is not None:
         yield from _count_violations("sampling.top_k", sampling.top_k)
     if sampling.max_tokens is not None:
@@ -168,6 +171,15 @@ def _sampling_violations(sampling: SamplingParams) -> Iterator[Violation]:
                 f"sampling.stop_sequences[{index}]",
                 f"{len(text)} characters; expected 1 to {limits.MAX_STOP_SEQUENCE_CHARACTERS}",
             )
+
+
+def _banned_id_violations(ids: tuple[int, ...], model: ModelFacts | None) -> Iterator[Violation]:
+    if len(ids) > limits.MAX_BANNED_FIRST_IDS:
+        yield Violation("sampling.banned_first_ids", f"{len(ids)} ids; at most {limits.MAX_BANNED_FIRST_IDS}")
+    vocab_size = limits.INT32_MAX if model is None else model.vocab_size
+    for index, token_id in enumerate(ids[: limits.MAX_BANNED_FIRST_IDS]):
+        if not 0 <= token_id < vocab_size:
+            yield Violation(f"sampling.banned_first_ids[{index}]", f"{token_id} is outside [0, {vocab_size})")
 
 
 def _count_violations(field: str, value: int, least: int = 1) -> Iterator[Violation]:

@@ -9,7 +9,10 @@ from steering_spec.steering import SteeringSpec
 
 
 class FinishReason(Enum):
-    """Why decoding ended."""
+    """Why decoding ended.
+
+    STOP_SEQUENCE also says, of a rollout, that its caller had seen enough (`until` of an engine's request).
+    """
 
     EOS = "eos"
     STOP_SEQUENCE = "stop_sequence"

@@ -51,6 +51,9 @@ class SamplingParams:
         max_tokens: Most tokens to generate; None means the server's default.
         seed: Makes sampling repeatable; None means a fresh one.
         stop: Generation ends before the first of these texts.
+        min_p: Keep tokens at least this share as likely as the most likely one, in [0, 1]; 0 is off. Applied after
+            temperature, top-k and top-p.
+        banned_first_ids: Ids that the first generated token can't be; the probabilities of the others are renormalised.
     """
 
     temperature: float = 1.0
@@ -59,6 +62,8 @@ class SamplingParams:
     max_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    banned_first_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from steering_pts.search.exploration import EXPLORE
 from steering_pts.seeds import derive_seed
 from steering_pts.settings import SamplerSettings, SearchSettings
 from steering_pts.statistics import beta_posterior_between
+from steering_pts.watching import until_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,8 @@ class Discovery:
                 prompts = [self.prompts[problem.id] for problem, _ in batch]
                 seeds = [derive_seed(self.seed, problem.id, index, "base") for problem, index in batch]
                 requests = [
-                    RolloutRequest(prompt, self.room(prompt), seed)
-                    for prompt, seed in zip(prompts, seeds, strict=True)
+                    RolloutRequest(prompt, self.room(prompt), seed, until=until_for(self.oracle, problem, ""))
+                    for (problem, _), prompt, seed in zip(batch, prompts, seeds, strict=True)
                 ]
                 rollouts = self.source.sample(requests, advance)
                 judgements = judge_all(
@@ -114,6 +115,7 @@ class Discovery:
                         verdict=judgement.verdict,
                         extracted=judgement.extracted,
                         finish_reason=rollout.finish_reason.value,
+                        failed=judgement.failed,
                     )
                     for (problem, index), prompt, seed, rollout, judgement in zip(
                         batch, prompts, seeds, rollouts, judgements, strict=True

@@ -6,7 +6,8 @@
     ├── LedgerError                a run's file that can't be opened, read or written
     │   ├── LedgerLockedError      another process is writing to it; `.process` is its id
     │   └── LedgerSettingsError    it belongs to a run with other settings; `.differences` names them
-    └── SearchError                a search that can't be run as asked
+    ├── SearchError                a search that can't be run as asked
+    └── EndpointError              a server that can't take part in a run, or none is left that can
 
 Messages say what was wrong, where, and what would be right.
 """
@@ -76,3 +77,7 @@ class LedgerSettingsError(LedgerError):
 
 class SearchError(PtsError):
     """A search that can't be run as asked; the message says what was wrong."""
+
+
+class EndpointError(PtsError):
+    """A server that can't take part in a run, or none is left that can; the message names it and says why."""

@@ -20,6 +20,7 @@ from steering_pts.search import Outcome, Trace
 from steering_pts.search.confirmation import CONFIRM
 from steering_pts.seeds import derive_seed
 from steering_pts.settings import SamplerSettings
+from steering_pts.watching import until_for
 
 SAVE_EVERY = 1024
 """Rollouts sampled between two commits: what a kill can cost."""
@@ -109,6 +110,7 @@ class Outcomes:
                 verdict=judgement.verdict,
                 extracted=judgement.extracted,
                 tokens=len(rollout.ids),
+                failed=judgement.failed,
             )
             for key, own, place, rollout, judgement in zip(
                 keys, owns, places, rollouts, judgements, strict=True
@@ -123,6 +125,11 @@ class Outcomes:
             max_tokens=min(self.parts.room(prefix), self.parts.sampler.max_tokens - place),
             seed=self._seed(key),
             banned_first_ids=(completion.ids[place],),
+            until=until_for(
+                self.parts.oracle,
+                self.problems[completion.problem_id],
+                self.parts.text(completion.ids[:place]),
+            ),
         )
 
     def _leaves_at(self, key: RolloutKey) -> int:

@@ -29,24 +29,28 @@ class RolloutRequest:
         max_tokens: Most tokens to generate.
         seed: Decides the completion, alone or in any batch.
         banned_first_ids: Ids that the first token can't be (stratified alternatives).
+        until: Ends the completion early: it is fed each new piece of text, in order, and the completion ends with the
+            token whose piece makes it return True. It belongs to this request alone and is used up by it. What it
+            raises ends the sampling.
     """
 
     prefix_ids: tuple[int, ...]
     max_tokens: int
     seed: int
     banned_first_ids: tuple[int, ...] = ()
+    until: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A sampled completion: its new ids, and whether it was cut off at the longest length."""
+    """A sampled completion: its new ids, and how it ended (STOP_SEQUENCE: its `until` had seen enough)."""
 
     ids: tuple[int, ...]
     finish_reason: FinishReason
 
     @property
     def truncated(self) -> bool:
-        """Whether it did not end by itself."""
+        """Whether it was cut off at its longest length, so that nobody knows how it would have ended."""
         return self.finish_reason is FinishReason.LENGTH
 
 
@@ -116,8 +120,10 @@ class EngineRollouts:
                 top_k=self._sampler.top_k,
                 max_tokens=request.max_tokens,
                 seed=request.seed,
+                min_p=self._sampler.min_p,
             ),
             banned_first_ids=request.banned_first_ids,
+            until=request.until,
         )
         ids: list[int] = []
         reason = FinishReason.LENGTH

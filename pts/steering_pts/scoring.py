@@ -25,7 +25,8 @@ def score_completions(
     Args:
         loaded: The model that drew them.
         completions: Pairs of prompt ids and generated ids.
-        sampler: How they were drawn; probabilities are those after temperature, top-k and top-p.
+        sampler: How they were drawn; probabilities are those after temperature, top-k, top-p
+            and min-p.
 
     Returns:
         For each completion `[generated tokens]` probabilities in [0, 1].
@@ -72,7 +73,11 @@ def _chosen_probabilities(
     """Pi of the chosen ids `[rows]` under the sampler, from logits `[rows, vocab]`."""
     constant = torch.ones(len(chosen), device=logits.device)
     probabilities = token_probabilities(
-        logits, constant * sampler.temperature, (constant * sampler.top_k).long(), constant * sampler.top_p
+        logits,
+        constant * sampler.temperature,
+        (constant * sampler.top_k).long(),
+        constant * sampler.top_p,
+        constant * sampler.min_p,
     )
     values: list[float] = probabilities.gather(-1, chosen[:, None]).squeeze(-1).clamp(0.0, 1.0).tolist()
     return values

@@ -16,19 +16,21 @@ Unit = Literal["token", "sentence"]
 
 @dataclass(frozen=True, slots=True)
 class SamplerSettings:
-    """The sampler whose pivots are looked for; probabilities are those after temperature, top-k and top-p.
+    """The sampler whose pivots are looked for; probabilities are those after temperature, top-k, top-p and min-p.
 
     Attributes:
         temperature: Above 0: a greedy sampler takes no decisions.
         top_p: Nucleus in (0, 1]; 1 is off.
         top_k: Keep the k most likely tokens; 0 keeps all.
         max_tokens: Longest completion; what is cut off is censored.
+        min_p: Keep tokens at least this share as likely as the most likely one, in [0, 1]; 0 is off.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 256
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         _require(
@@ -36,6 +38,7 @@ class SamplerSettings:
         )
         _require(0 < self.top_p <= 1, f"top_p is {self.top_p}; expected above 0, at most 1")
         _require(self.top_k >= 0, f"top_k is {self.top_k}; expected 0 (all tokens) or more")
+        _require(0 <= self.min_p <= 1, f"min_p is {self.min_p}; expected at least 0 (off), at most 1")
         _require(self.max_tokens >= 1, f"max_tokens is {self.max_tokens}; expected at least 1")
 
     def params(self, seed: int, room: int | None = None) -> SamplingParams:
@@ -46,6 +49,7 @@ class SamplerSettings:
             top_k=self.top_k or None,
             max_tokens=self.max_tokens if room is None else min(self.max_tokens, room),
             seed=seed,
+            min_p=self.min_p,
         )
 
 

@@ -178,9 +178,11 @@ class SteeredModel:
                 max_tokens=sampling.max_tokens or min(facts.default_max_tokens, room),
                 seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
                 stop=sampling.stop,
+                min_p=sampling.min_p,
             ),
             plan=self._plan(spec, len(prompt_ids)),
             streaming=streaming,
+            banned_first_ids=sampling.banned_first_ids,
         )
 
     def _plan(self, spec: GenerationSpec, prompt_length: int) -> SteeringPlan | None:

@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 def _option(name: str, help_text: str, **settings: Any) -> Any:
     """An option that can also be set by the environment, as STEERING_SERVER_NAME."""
-    variable = "STEERING_SERVER_" + name.removeprefix("--").replace("-", "_").upper()
+    variable = "STEERING_SERVER_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     return typer.Option(name, help=help_text, envvar=variable, **settings)
 
 
@@ -50,6 +50,14 @@ def serve(
     default_max_tokens: Annotated[
         int | None,
         _option("--default-max-tokens", "Tokens generated when a request does not say how many.", min=1),
+    ] = None,
+    deterministic: Annotated[
+        bool | None,
+        _option(
+            "--deterministic/--no-deterministic",
+            "A seeded request gives the same tokens and log-probabilities, to the bit, alone and in any batch "
+            "(float32 on a CPU). Where that is possible, unless said otherwise.",
+        ),
     ] = None,
     max_queued: Annotated[
         int, _option("--max-queued", "Unfinished requests above which new ones are refused.", min=1)
@@ -81,6 +89,7 @@ def serve(
             max_context=max_context,
             cache_tokens=cache_tokens,
             default_max_tokens=default_max_tokens,
+            deterministic=deterministic,
             max_queued=max_queued,
             grace_seconds=grace,
             insecure=insecure,

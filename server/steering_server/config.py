@@ -30,6 +30,7 @@ class ServerConfig:
         max_context: Most prompt plus generated tokens of a request.
         cache_tokens: Tokens that the KV cache holds.
         default_max_tokens: Tokens generated when a request does not say how many.
+        deterministic: Seeded requests give the same bits in any batch; None means where that is possible.
         max_queued: Unfinished requests, decoding or waiting, above which new ones are refused.
         stream_buffer: Deltas that a stream's reader may fall behind before its stream is ended.
         grace_seconds: Time that running requests get to finish when the server stops.
@@ -49,6 +50,7 @@ class ServerConfig:
     max_context: int | None = None
     cache_tokens: int | None = None
     default_max_tokens: int | None = None
+    deterministic: bool | None = None
     max_queued: int = DEFAULT_MAX_QUEUED
     stream_buffer: int = DEFAULT_STREAM_BUFFER
     grace_seconds: float = DEFAULT_GRACE_SECONDS

@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from steering_engine.alias import DEMO, resolve_model
 from steering_engine.model import EngineLimits, SteeredModel
@@ -43,11 +44,12 @@ def load_model(config: ServerConfig) -> SteeredModel:
     Raises:
         ModelError: The model can't be loaded or run.
     """
-    limits = {
+    limits: dict[str, Any] = {
         "max_concurrent_requests": config.max_concurrent,
         "max_context_tokens": config.max_context,
         "cache_tokens": config.cache_tokens,
         "default_max_tokens": config.default_max_tokens,
+        "deterministic": config.deterministic,
     }
     model = SteeredModel.load(
         resolve_model(config.model),

@@ -55,6 +55,30 @@ def run(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "finished")
 
 
+# --- where and how the work is done -----------------------------------------------------------------------------------
+
+
+def test_batch_and_determinism_change_neither_the_pivots_nor_the_settings(
+    discover: Pts, tmp_path: Path
+) -> None:
+    ended, pivots, settings = [], [], []
+    for options in ((), ("--batch", "3", "--deterministic")):
+        ended.append(discover(*options).code)
+        folder = RunFolder(tmp_path / "run")
+        pivots.append(folder.pivots.read_bytes())
+        with folder.read() as ledger:
+            settings.append(ledger.settings())
+        folder.clear()
+    assert ended == [0, 0]
+    assert pivots[0] == pivots[1]
+    assert settings[0] == settings[1]
+
+
+def test_determinism_that_can_not_be_kept_is_refused_in_one_line(discover: Pts) -> None:
+    error = discover("--deterministic", "--dtype", "bfloat16").error()
+    assert error.endswith("can't be run deterministically: it runs in bfloat16; float32 is needed")
+
+
 # --- wrong input ------------------------------------------------------------------------------------------------------
 
 
@@ -78,6 +102,7 @@ def run(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
         ("--completions-per-problem", "9", "completions_per_problem (9) exceeds base_rollouts (8)"),
         ("--temperature", "0", "temperature is 0.0; expected above 0, at most 100"),
         ("--top-p", "2", "top_p is 2.0; expected above 0, at most 1"),
+        ("--min-p", "1.5", "min_p is 1.5; expected at least 0 (off), at most 1"),
         ("--top-k", "-1", "top_k is -1; expected 0 (all tokens) or more"),
         ("--max-tokens", "0", "max_tokens is 0; expected at least 1"),
         ("--device", "abacus", "unknown device 'abacus'; expected auto, cpu, cuda or cuda:N"),

@@ -11,6 +11,7 @@ from steering_pts import scoring
 from steering_pts.rollouts import RolloutRequest
 from steering_pts.scoring import score_completions
 from steering_pts.settings import SamplerSettings
+from steering_spec import GenerationSpec, PromptIds
 from tests.support.pts import rollouts_of
 
 SAMPLERS = [
@@ -19,7 +20,9 @@ SAMPLERS = [
     SamplerSettings(temperature=2.5),
     SamplerSettings(top_k=7),
     SamplerSettings(top_p=0.6),
+    SamplerSettings(min_p=0.3),
     SamplerSettings(temperature=0.1, top_k=40, top_p=0.9),
+    SamplerSettings(temperature=0.2, top_k=100, top_p=0.95, min_p=0.1),
 ]
 COMPLETIONS = [
     ((10, 11, 12), (40, 41)),
@@ -48,7 +51,9 @@ def reference(
                 break
             nucleus.append(i)
             mass += weights[i]
-        probabilities.append(weights[token_id] / mass if token_id in nucleus else 0.0)
+        kept = [i for i in nucleus if weights[i] >= sampler.min_p * max(weights.values())]
+        mass = math.fsum(weights[i] for i in kept)
+        probabilities.append(weights[token_id] / mass if token_id in kept else 0.0)
     return probabilities
 
 
@@ -91,6 +96,26 @@ def test_a_token_that_the_sampler_drew_has_a_probability(
         assert len(probabilities) == len(rollout.ids)
         assert min(probabilities) > 0
         assert max(probabilities) <= 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_scores_are_the_probabilities_by_which_the_engine_drew(
+    model: SteeredModel, sampler: SamplerSettings
+) -> None:
+    prompts = [tuple(range(start, start + 3 + start % 4)) for start in range(2, 66)]
+    specs = [
+        GenerationSpec(PromptIds(prompt), sampler.params(seed, 8)) for seed, prompt in enumerate(prompts)
+    ]
+    with rollouts_of(model, sampler) as source:
+        drawn = [completion for completion in source.complete(specs) if completion is not None]
+
+    scores = score_completions(
+        model.loaded, [(p, c.ids) for p, c in zip(prompts, drawn, strict=True)], sampler
+    )
+
+    for completion, probabilities in zip(drawn, scores, strict=True):
+        own = [math.exp(token.logprob) for token in completion.tokens]
+        assert probabilities == pytest.approx(own, rel=1e-4)
 
 
 def test_nothing_to_score_gives_nothing(model: SteeredModel) -> None:

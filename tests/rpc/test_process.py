@@ -153,6 +153,13 @@ def test_options_come_from_the_environment_and_the_command_line_wins(
     assert "from-environment" not in line
 
 
+def test_determinism_that_can_not_be_kept_is_refused_by_option_and_by_environment(model_folder: Path) -> None:
+    options = ("--model", str(model_folder), "--port", "0", "--dtype", "bfloat16")
+    expected = "can't be run deterministically: it runs in bfloat16; float32 is needed"
+    assert expected in refused(*options, "--deterministic")
+    assert expected in refused(*options, environment={"STEERING_SERVER_DETERMINISTIC": "true"})
+
+
 def test_limits_reach_the_engine_and_logs_are_json_with_request_ids(model_folder: Path) -> None:
     options = ["--max-context", "100", "--default-max-tokens", "5", "--log-format", "json"]
     with (
@@ -179,5 +186,15 @@ def test_help_names_every_variable_and_needs_no_torch() -> None:
         "assert not {'torch', 'transformers', 'grpc'} & set(sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    for name in ("MODEL", "VECTORS", "HOST", "PORT", "GRACE", "LOG_FORMAT", "MAX_QUEUED", "INSECURE"):
+    for name in (
+        "MODEL",
+        "VECTORS",
+        "HOST",
+        "PORT",
+        "GRACE",
+        "LOG_FORMAT",
+        "MAX_QUEUED",
+        "INSECURE",
+        "DETERMINISTIC",
+    ):
         assert f"STEERING_SERVER_{name}" in run.stdout

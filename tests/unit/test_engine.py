@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from steering_engine.engine.base import EngineRequest, Sampling
+from steering_engine.engine.base import EngineChunk, EngineRequest, Sampling
 from steering_engine.engine.limits import PAGE_TOKENS, EngineLimits
 from steering_engine.errors import EngineStoppedError, ModelError, NotFiniteError
 from steering_engine.loading import LoadedModel
@@ -131,6 +131,34 @@ def sampled(length: int, *rules: SteeringRule, seed: int = 0, tokens: int = 12) 
 
 async def together(model: SteeredModel, specs: Sequence[GenerationSpec]) -> list[Completion]:
     return list(await asyncio.gather(*(model.generate(spec) for spec in specs)))
+
+
+class Pieces:
+    """An `until` that has seen enough after so many pieces of text."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.pieces: list[str] = []
+
+    def __call__(self, piece: str) -> bool:
+        self.pieces.append(piece)
+        return len(self.pieces) == self.most
+
+
+def engine_request(model: SteeredModel, spec: GenerationSpec, request_id: str) -> EngineRequest:
+    """The engine's request for a spec, through end-of-sequence tokens."""
+    request = model._prepare(spec, streaming=False)
+    return replace(request, request_id=request_id, sampling=replace(request.sampling, stop_at_eos=False))
+
+
+async def engine_result(model: SteeredModel, request: EngineRequest) -> EngineChunk:
+    """The one chunk of a request that is not streamed."""
+    (chunk,) = [chunk async for chunk in model.engine.submit(request)]
+    return chunk
+
+
+def ids_of(chunk: EngineChunk) -> list[int]:
+    return [token.id for token in chunk.tokens]
 
 
 def processor(model: SteeredModel) -> Any:
@@ -299,6 +327,56 @@ class TestEnds:
         assert stopped.ids == free.ids[:5]
         assert letter * 2 not in stopped.text
         assert free.text.startswith(stopped.text + letter)
+
+    async def test_until_ends_a_request_with_the_token_whose_text_it_was_waiting_for(
+        self, model: SteeredModel
+    ) -> None:
+        requests = [engine_request(model, sampled(4 + n, seed=n, tokens=24), f"r{n}") for n in range(12)]
+        free = [await engine_result(model, request) for request in requests]
+        until = [Pieces(5 + n % 3) for n in range(12)]
+        ended = await asyncio.gather(
+            *(
+                engine_result(model, replace(request, until=one))
+                for request, one in zip(requests, until, strict=True)
+            )
+        )
+        for whole, short, one in zip(free, ended, until, strict=True):
+            assert short.finish_reason is FinishReason.STOP_SEQUENCE
+            assert ids_of(short) == ids_of(whole)[: len(short.tokens)]
+            assert "".join(one.pieces) == short.text
+            assert len(one.pieces) == one.most
+            assert all(one.pieces)
+            assert whole.text.startswith(short.text)
+
+    async def test_until_may_end_a_request_at_its_last_token(self, model: SteeredModel) -> None:
+        request = engine_request(model, greedy(5, SteeringRule("letter"), tokens=3), "last")
+        ended = await engine_result(model, replace(request, until=Pieces(3)))
+        assert len(ended.tokens) == 3
+        assert ended.finish_reason is FinishReason.STOP_SEQUENCE
+
+    async def test_until_is_told_no_part_of_a_stop_sequence(self, model: SteeredModel) -> None:
+        letter = model.loaded.tokenizer.decode([LETTER])
+        spec = greedy(5, SteeringRule("letter"), tokens=6, stop=(letter * 4,))
+        until = Pieces(99)
+        ended = await engine_result(model, replace(engine_request(model, spec, "stop"), until=until))
+        assert ended.finish_reason is FinishReason.STOP_SEQUENCE
+        assert len(ended.tokens) == 4
+        assert until.pieces == []
+
+    async def test_until_that_raises_fails_its_own_request_alone(self, model: SteeredModel) -> None:
+        def broken(piece: str) -> bool:
+            raise LookupError(piece)
+
+        specs = [greedy(4, SteeringRule("letter"), seed=n, tokens=20) for n in range(3)]
+        requests = [engine_request(model, spec, f"r{n}") for n, spec in enumerate(specs)]
+        expected = [await engine_result(model, request) for request in requests]
+        requests[1] = replace(requests[1], until=broken)
+        results = await asyncio.gather(
+            *(engine_result(model, request) for request in requests), return_exceptions=True
+        )
+        assert isinstance(results[1], LookupError)
+        assert [ids_of(results[n]) for n in (0, 2)] == [ids_of(expected[n]) for n in (0, 2)]  # type: ignore[arg-type]
+        await idle(model)
 
     async def test_prompt_and_completion_may_fill_the_whole_context(self, cramped: SteeredModel) -> None:
         room = cramped.info.facts.max_context_tokens

@@ -8,13 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from steering_engine.engine.sampling import ban, draw, token_probabilities, uniform
 
 
 def probabilities(
-    logits: list[float] | torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    logits: list[float] | torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> torch.Tensor:
     """The distribution of one row."""
     rows = torch.as_tensor(logits, dtype=torch.float64)[None]
@@ -23,10 +27,13 @@ def probabilities(
         torch.tensor([temperature], dtype=torch.float64),
         torch.tensor([top_k]),
         torch.tensor([top_p], dtype=torch.float64),
+        torch.tensor([min_p], dtype=torch.float64),
     )[0]
 
 
-def slow_probabilities(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
+def slow_probabilities(
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
+) -> list[float]:
     """The same, token by token."""
     top = max(logits)
     weights = [math.exp((logit - top) / temperature) for logit in logits]
@@ -42,6 +49,7 @@ def slow_probabilities(logits: list[float], temperature: float, top_k: int, top_
             kept.add(token)
             mass += weights[token]
         weights = [weight if token in kept else 0.0 for token, weight in enumerate(weights)]
+    weights = [weight if weight >= min_p * max(weights) else 0.0 for weight in weights]
     return [weight / math.fsum(weights) for weight in weights]
 
 
@@ -55,24 +63,32 @@ distinct_logits = st.lists(st.integers(-400, 400), min_size=1, max_size=12, uniq
     st.sampled_from([0.3, 0.7, 1.0, 2.5]),
     st.integers(0, 14),
     st.sampled_from([0.137, 0.5123, 0.9001, 1.0]),
+    st.sampled_from([0.0, 0.0123, 0.2345, 0.7654, 1.0]),
 )
 @settings(max_examples=300)
 def test_the_distribution_is_that_of_a_slow_reference(
-    logits: list[float], temperature: float, top_k: int, top_p: float
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
-    expected = torch.tensor(slow_probabilities(logits, temperature, top_k, top_p), dtype=torch.float64)
-    torch.testing.assert_close(
-        probabilities(logits, temperature, top_k, top_p), expected, rtol=1e-12, atol=1e-15
-    )
+    filters = (temperature, top_k, top_p, min_p)
+    expected = torch.tensor(slow_probabilities(logits, *filters), dtype=torch.float64)
+    torch.testing.assert_close(probabilities(logits, *filters), expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.8), (1.3, 20, 0.9), (0.5, 1, 0.1)],
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (0.7, 0, 1.0, 0.0),
+        (1.0, 5, 1.0, 0.0),
+        (1.0, 0, 0.8, 0.0),
+        (1.3, 20, 0.9, 0.0),
+        (0.5, 1, 0.1, 0.0),
+        (1.0, 0, 1.0, 0.05),
+        (1.3, 20, 0.9, 0.2),
+    ],
 )
 def test_the_distribution_is_that_of_the_librarys_own_warpers(
-    temperature: float, top_k: int, top_p: float, seed: int
+    temperature: float, top_k: int, top_p: float, min_p: float, seed: int
 ) -> None:
     logits = 3 * torch.randn(1, 100, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     scores = TemperatureLogitsWarper(temperature)(None, logits)
@@ -80,26 +96,55 @@ def test_the_distribution_is_that_of_the_librarys_own_warpers(
         scores = TopKLogitsWarper(top_k)(None, scores)
     if top_p < 1:
         scores = TopPLogitsWarper(top_p)(None, scores)
+    if min_p:
+        scores = MinPLogitsWarper(min_p)(None, scores)
     expected = torch.softmax(scores, -1)[0]
-    got = probabilities(logits[0], temperature, top_k, top_p)
+    got = probabilities(logits[0], temperature, top_k, top_p, min_p)
     assert torch.equal(got > 0, expected > 0)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-15)
 
 
 def test_rows_of_a_batch_have_settings_of_their_own() -> None:
-    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    settings_of_rows = [(1.0, 0, 1.0), (0.5, 3, 1.0), (2.0, 0, 0.4), (0.0, 2, 0.1)]
-    temperature, top_k, top_p = (torch.tensor(column) for column in zip(*settings_of_rows, strict=True))
-    together = token_probabilities(logits, temperature, top_k, top_p)
-    for row in range(4):
+    settings_of_rows = [
+        (1.0, 0, 1.0, 0.0),
+        (0.5, 3, 1.0, 0.0),
+        (2.0, 0, 0.4, 0.0),
+        (0.0, 2, 0.1, 0.3),
+        (1.0, 0, 1.0, 0.2),
+        (0.7, 9, 0.9, 0.1),
+    ]
+    logits = torch.randn(len(settings_of_rows), 50, generator=torch.Generator().manual_seed(0))
+    temperature, top_k, top_p, min_p = (
+        torch.tensor(column) for column in zip(*settings_of_rows, strict=True)
+    )
+    together = token_probabilities(logits, temperature, top_k, top_p, min_p)
+    for row in range(len(settings_of_rows)):
         one = slice(row, row + 1)
-        alone = token_probabilities(logits[one], temperature[one], top_k[one], top_p[one])
+        alone = token_probabilities(logits[one], temperature[one], top_k[one], top_p[one], min_p[one])
+        assert torch.equal(together[one], alone)
+
+
+def test_a_long_row_alone_has_the_bits_that_it_has_among_others() -> None:
+    # So long that torch would split the sum of a single row over its threads.
+    count, vocab = 3, 150_000
+    logits = torch.randn(count, vocab, generator=torch.Generator().manual_seed(0))
+    filters = (
+        torch.ones(count),
+        torch.full((count,), 50_000),
+        torch.full((count,), 0.95),
+        torch.full((count,), 1e-5),
+    )
+    together = token_probabilities(logits, *filters)
+    for row in range(count):
+        one = slice(row, row + 1)
+        alone = token_probabilities(logits[one], *(values[one] for values in filters))
         assert torch.equal(together[one], alone)
 
 
 def test_greedy_rows_tell_their_probabilities_at_temperature_1() -> None:
     logits = [0.3, 1.2, -0.5]
-    assert torch.equal(probabilities(logits, temperature=0.0, top_k=1, top_p=0.1), probabilities(logits))
+    filtered = probabilities(logits, temperature=0.0, top_k=1, top_p=0.1, min_p=0.9)
+    assert torch.equal(filtered, probabilities(logits))
 
 
 def test_ties_with_the_kth_token_are_kept() -> None:
@@ -115,12 +160,26 @@ def test_the_nucleus_reaches_its_mass_and_keeps_at_least_one_token() -> None:
     assert probabilities(quarters, top_p=1e-9).tolist() == [1, 0, 0, 0]
 
 
+def test_min_p_keeps_tokens_of_exactly_that_share_and_renormalises() -> None:
+    logits = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0], dtype=torch.float64).log()
+    assert probabilities(logits, min_p=0.24).tolist() == pytest.approx([8 / 14, 4 / 14, 2 / 14, 0, 0])
+    assert probabilities(logits, min_p=0.26).tolist() == pytest.approx([8 / 12, 4 / 12, 0, 0, 0])
+    assert probabilities([1.0, 1.0, 0.0], min_p=1.0).tolist() == [0.5, 0.5, 0]
+
+
+def test_min_p_looks_at_what_top_k_and_top_p_left() -> None:
+    # Without the nucleus the third token would pass.
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
+    assert probabilities(logits, top_p=0.6, min_p=0.5).tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
+
+
 def test_half_precision_logits_give_double_precision_probabilities() -> None:
     found = token_probabilities(
         torch.randn(2, 9, dtype=torch.bfloat16),
         torch.ones(2),
         torch.zeros(2, dtype=torch.long),
         torch.ones(2),
+        torch.zeros(2),
     )
     assert found.dtype == torch.float64
     torch.testing.assert_close(found.sum(-1), torch.ones(2, dtype=torch.float64))

@@ -34,8 +34,11 @@ from transformers.generation.continuous_batching.requests import (
     RequestStatus,
 )
 from transformers.generation.continuous_batching.scheduler import Scheduler
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+
+from tests.support.models import tiny_model
 
 METHODS: list[tuple[Callable[..., Any], list[str]]] = [
     (
@@ -260,6 +263,23 @@ def test_attention_and_masks_can_be_registered_under_a_name() -> None:
     assert list(inspect.signature(sdpa_attention_forward).parameters)[:5] == [
         "module", "query", "key", "value", "attention_mask",
     ]  # fmt: skip
+
+
+def test_experts_can_be_registered_under_a_name_that_the_configuration_switches_to() -> None:
+    assert callable(ALL_EXPERTS_FUNCTIONS.register)
+    model = tiny_model("mixtral")
+    experts = model.model.layers[0].mlp.experts
+    assert experts.config is model.config.get_text_config()
+    for name in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "_apply_gate", "act_fn"):
+        assert hasattr(experts, name), f"{type(experts).__name__} no longer has {name}"
+    model.config._experts_implementation = "eager"
+    assert model.config._experts_implementation == "eager"
+
+
+def test_a_batch_names_its_rows_as_the_engine_makes_them_up_to_tiles() -> None:
+    source = inspect.getsource(ContinuousBatchingIOs.get_model_kwargs)
+    for name in ("input_ids", "position_ids", "logits_indices", "cu_seq_lens_q", "cu_seq_lens_k"):
+        assert f"{name}=" in source, f"a batch no longer has {name}"
 
 
 def test_the_loop_waits_on_an_event_that_can_be_set() -> None:

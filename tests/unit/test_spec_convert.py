@@ -97,6 +97,8 @@ samplings = st.builds(
     max_tokens=st.none() | int32,
     seed=st.none() | st.integers(-(2**63), 2**63 - 1),
     stop=tuples(text),
+    min_p=float32,
+    banned_first_ids=tuples(int32),
 )
 specs = st.builds(GenerationSpec, prompts, samplings, st.none() | steerings, text, text, st.booleans())
 acts = st.builds(SteeringAct, count, tuples(count), step=count, match_tokens=st.none() | count) | st.builds(

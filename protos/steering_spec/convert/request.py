@@ -82,6 +82,8 @@ def _sampling_from_proto(message: generation_pb2.SamplingParams) -> SamplingPara
         max_tokens=message.max_token_count if message.HasField("max_token_count") else None,
         seed=message.seed if message.HasField("seed") else None,
         stop=tuple(message.stop_sequences),
+        min_p=message.min_p if message.HasField("min_p") else 0.0,
+        banned_first_ids=tuple(message.banned_first_ids),
     )
 
 
@@ -189,6 +191,8 @@ def _sampling_to_proto(sampling: SamplingParams) -> generation_pb2.SamplingParam
         max_token_count=sampling.max_tokens,
         seed=sampling.seed,
         stop_sequences=sampling.stop,
+        min_p=sampling.min_p,
+        banned_first_ids=sampling.banned_first_ids,
     )
 
 

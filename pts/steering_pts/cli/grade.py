@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steering_pts.cli.run import oracle_for
-from steering_pts.data import load_problems
+from steering_pts.data import DataOptions, load_problems
 from steering_pts.errors import DataError
 from steering_pts.grading.answers import Answer, AnswerFields, AnswerFile, read_answers
 from steering_pts.grading.confusion import Confusion, Rate
@@ -76,7 +76,7 @@ def grade(
     Labels are true or false, 1 or 0, correct, incorrect or censored. Rates are of what both sides judged, with Wilson
     95 % intervals; what is censored is counted apart.
     """
-    problems = None if dataset is None else load_problems(dataset, split=split)
+    problems = None if dataset is None else load_problems(dataset, DataOptions(split=split))
     fields = AnswerFields(completion_field, label_field, question_field, answer_field, id_field)
     answers = read_answers(file, fields, problems, skip_bad_rows=skip_bad_rows)
     _check_out(out, file, answers.label_field)

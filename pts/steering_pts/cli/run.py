@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from steering_pts.data import Problem
 from steering_pts.discovery import Discovery
 from steering_pts.errors import LedgerError
 from steering_pts.ledger import Ledger, LedgerReader
-from steering_pts.ledger.lock import WriterLock
+from steering_pts.ledger.lock import WriterLock, lock_holder
 from steering_pts.oracles.base import Oracle
 from steering_pts.oracles.registry import (
     check_fit,
@@ -28,10 +28,24 @@ from steering_pts.oracles.registry import (
 )
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
-from steering_pts.rollouts import EngineRollouts
+from steering_pts.remote_rollouts import RemoteRollouts
+from steering_pts.rollouts import EngineRollouts, RolloutSource
 from steering_pts.settings import JsonValue, SamplerSettings, SearchSettings, as_json
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Whether a run is finished, and the process that is writing to it (0 where its id can't be told), if any."""
+
+    finished: bool
+    process: int | None
+
+    def __str__(self) -> str:
+        if self.process is not None:
+            return f"running in process {self.process}" if self.process else "running"
+        return "finished" if self.finished else "interrupted; the command that began it goes on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +89,20 @@ class RunFolder:
         finally:
             lock.release()
 
+    def require_pivots(self) -> Path:
+        """The file of pivots, which a finished run has.
+
+        Raises:
+            LedgerError: The run is not finished.
+        """
+        if not self.pivots.is_file():
+            raise LedgerError(f"{self.path}: the run is not finished; the command that began it goes on")
+        return self.pivots
+
+    def state(self) -> RunState:
+        """Whether it is finished, and who is writing to it."""
+        return RunState(finished=self.pivots.is_file(), process=lock_holder(self.ledger))
+
     def read(self) -> LedgerReader:
         """The run's ledger for reading.
 
@@ -90,24 +118,37 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """Which model, and how it is loaded."""
+    """Which model, and how it is loaded and run; only the first three can change what comes out.
+
+    Attributes:
+        source: `demo`, a folder, or a hub id.
+        device: `auto`, or what torch calls it.
+        dtype: `auto`, or what torch calls it.
+        deterministic: Results have the same bits in any batch; None means where that is possible.
+        batch: Completions sampled at once; None means the engine's default.
+    """
 
     source: str
     device: str = "auto"
     dtype: str = "auto"
+    deterministic: bool | None = None
+    batch: int | None = None
 
     def load(self) -> SteeredModel:
         """Loads the model with its engine.
 
         Raises:
-            ModelError: It can't be loaded.
+            ModelError: It can't be loaded, or not be run deterministically.
         """
+        limits = EngineLimits(deterministic=self.deterministic)
+        if self.batch is not None:
+            limits = replace(limits, max_concurrent_requests=self.batch)
         return SteeredModel.load(
             resolve_model(self.source),
             name=Path(self.source).name,
             device=self.device,
             dtype=self.dtype,
-            limits=EngineLimits(),
+            limits=limits,
         )
 
 
@@ -117,6 +158,23 @@ def rollouts(choice: ModelChoice, sampler: SamplerSettings) -> Iterator[tuple[St
     model = choice.load()
     with EngineRollouts(model, sampler) as source:
         yield model, source
+
+
+@contextmanager
+def rollouts_at(
+    endpoints: Sequence[str], choice: ModelChoice, sampler: SamplerSettings
+) -> Iterator[tuple[SteeredModel, RolloutSource]]:
+    """The model, and rollouts through the servers at these addresses; through the model itself when there are none.
+
+    Raises:
+        EndpointError: A server is not to be reached or serves something else.
+    """
+    with rollouts(choice, sampler) as (model, local):
+        if not endpoints:
+            yield model, local
+            return
+        with RemoteRollouts(endpoints, model, sampler) as remote:
+            yield model, remote
 
 
 @contextmanager
@@ -162,15 +220,20 @@ def discover_into(
     progress: RunProgress,
     *,
     raw: bool = False,
+    endpoints: Sequence[str] = (),
 ) -> None:
     """Runs or continues a discovery in a folder, and writes its pivots beside the ledger.
 
+    `endpoints` are servers that make the rollouts in place of the engine here. They are no part of the run's settings:
+    a run may be continued elsewhere.
+
     Raises:
+        EndpointError: A server can't take part, or none is left.
         ModelError: The model can't be loaded.
         SearchError: The model has no chat template and `raw` is not asked for, or prompts are too long for it.
         LedgerError: The folder holds another run, or somebody else is writing to it.
     """
-    with rollouts(choice, sampler) as (model, source):
+    with rollouts_at(endpoints, choice, sampler) as (model, source):
         prompts = encode_prompts(model, problems, raw=raw)
         settings: dict[str, JsonValue] = {
             "model": choice.source,
@@ -231,4 +294,5 @@ def sampler_of(ledger: LedgerReader) -> SamplerSettings:
         top_p=setting(ledger, "sampler.top_p", float),
         top_k=setting(ledger, "sampler.top_k", int),
         max_tokens=setting(ledger, "sampler.max_tokens", int),
+        min_p=setting(ledger, "sampler.min_p", float),
     )

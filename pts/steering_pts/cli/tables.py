@@ -5,41 +5,60 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steering_pts.cli.run import RunFolder
+from steering_pts.errors import LedgerError
 from steering_pts.ledger import LedgerReader
+from steering_pts.remaining import wanted_of
 from steering_pts.vectors.pipeline import VectorReport
 
 _CONTEXT_CHARACTERS = 48
 
 
-def print_summary(run: Path, ledger: LedgerReader, *, as_json: bool) -> None:
-    """What a run has done and what it has cost."""
-    summary = ledger.summary()
+def print_summary(folder: RunFolder, *, as_json: bool) -> None:
+    """What a run has done, what is left of it, and what it has cost."""
+    with folder.read() as ledger:
+        summary, wanted = ledger.summary(), wanted_of(ledger)
+    state = folder.state()
     if as_json:
-        sys.stdout.write(json.dumps({"run": str(run), **dataclasses.asdict(summary)}) + "\n")
+        values = {
+            "run": str(folder.path),
+            "finished": state.finished,
+            "process": state.process,
+            **dataclasses.asdict(summary),
+            "wanted": dataclasses.asdict(wanted),
+        }
+        sys.stdout.write(json.dumps(values) + "\n")
         return
-    table = Table(title=str(run), show_header=False, title_justify="left")
+    table = Table(title=str(folder.path), show_header=False, title_justify="left")
+    explored, confirmed = summary.stages.get("explore", 0), summary.stages.get("confirm", 0)
     completions = sum(summary.completions.values())
-    rolled = sum(summary.rollouts.values())
     rows = {
+        "state": str(state),
         "problems": f"{summary.problems:,}",
-        "completions": f"{completions:,} ({_verdicts(summary.completions)})",
-        "searched": f"{summary.scored:,}",
-        "rollouts": f"{rolled:,} ({_verdicts(summary.rollouts)})",
+        "completions": f"{_done(completions, wanted.completions)} ({_verdicts(summary.completions)})",
+        "searched": f"{summary.scored:,} of undecided problems",
+        "rollouts, exploring": f"{explored:,} of at most {wanted.explore:,}" if wanted.explore else "none",
+        "rollouts, confirming": _done(confirmed, wanted.confirm),
+        "rollouts": f"{explored + confirmed:,} ({_verdicts(summary.rollouts)})",
         "tokens generated": f"{summary.completion_tokens + summary.rollout_tokens:,}",
+        "oracle failures": f"{summary.oracle_failures:,}",
         "nominees": f"{summary.nominees:,}",
-        "pivots": f"{summary.pivots:,}",
+        "pivots": f"{summary.pivots:,}" if summary.pivots or state.finished else "told when all is confirmed",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     Console().print(table)
+
+
+def _done(done: int, wanted: int) -> str:
+    return f"{done:,}" if done >= wanted else f"{done:,} of {wanted:,}"
 
 
 def _verdicts(counts: Mapping[Any, int]) -> str:
@@ -71,6 +90,40 @@ def print_pivots(pivots: Sequence[Mapping[str, Any]], limit: int) -> None:
     console.print(table)
     if len(pivots) > limit:
         console.print(f"… and {len(pivots) - limit} more (--limit)")
+
+
+def print_completions(
+    ledger: LedgerReader,
+    pivots: Sequence[Mapping[str, Any]],
+    decode: Callable[[Sequence[int]], str],
+    limit: int,
+) -> None:
+    """Whole completions, each pivot coloured and followed by its effect."""
+    console = Console()
+    by_completion: dict[str, list[Mapping[str, Any]]] = {}
+    for pivot in pivots:
+        by_completion.setdefault(pivot["completion_id"], []).append(pivot)
+    for completion_id, own in list(by_completion.items())[:limit]:
+        completion = ledger.completion(completion_id)
+        if completion is None:
+            raise LedgerError(f"{ledger.path}: completion {completion_id} has a pivot, but is not there")
+        text = Text()
+        place = 0
+        for pivot in sorted(own, key=lambda pivot: pivot["position"]):
+            text.append(decode(completion.ids[place : pivot["position"]]))
+            place = pivot["position"] + len(pivot["ids"])
+            style = "bold green" if pivot["delta"] > 0 else "bold red"
+            text.append(pivot["token"], style=f"{style} underline").append(
+                f" [{pivot['delta']:+.2f}]", style=style
+            )
+        text.append(decode(completion.ids[place:]))
+        console.print(
+            Text(f"{own[0]['question']}", style="bold"), Text(f"  {completion.verdict}", style="dim")
+        )
+        console.print(text, soft_wrap=True)
+        console.print()
+    if len(by_completion) > limit:
+        console.print(f"… and {len(by_completion) - limit} more (--limit)")
 
 
 def print_vectors(report: VectorReport, *, as_json: bool) -> None:

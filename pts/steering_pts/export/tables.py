@@ -45,7 +45,7 @@ def problems(ledger: LedgerReader) -> RowTable:
 
 
 def candidates(ledger: LedgerReader) -> RowTable:
-    """The tokens that the screen left, with what became of each.
+    """The tokens that the screen left, with what became of each; of a run over sentences, its nominees.
 
     The columns of a nominee are empty where a candidate was not nominated, those of its
     confirmation (`confirmation_…`) where it has not been confirmed.
@@ -74,6 +74,7 @@ def _candidate_rows(ledger: LedgerReader, columns: tuple[Column, ...]) -> Genera
     tau = ledger.settings().get("search.tau")
     if not isinstance(tau, float):
         raise LedgerError(f"{ledger.path}: setting 'search.tau' is {tau!r}; expected a number")
+    in_tokens = ledger.settings().get("search.unit") != "sentence"
     empty: Row = {column.name: None for column in columns}
     # While the scores are being read, SQLite shows this connection the ledger as it was when that began.
     for score in ledger.stream(SCORES):
@@ -92,7 +93,8 @@ def _candidate_rows(ledger: LedgerReader, columns: tuple[Column, ...]) -> Genera
                 if name not in _PLACE
             }
             found[confirmation.position] = found.get(confirmation.position, {}) | row
-        for position in sorted({*candidate_positions(score.probabilities, tau), *found}):
+        screened = candidate_positions(score.probabilities, tau) if in_tokens else ()
+        for position in sorted({*screened, *found}):
             yield (
                 empty
                 | found.get(position, {})

@@ -42,3 +42,17 @@ class WriterLock:
     def release(self) -> None:
         """Gives the lock up; a second call does nothing."""
         self._file.close()
+
+
+def lock_holder(path: Path) -> int | None:
+    """The process that holds a file's lock, 0 where its id can't be told; None when nobody does."""
+    try:
+        with path.with_name(path.name + ".lock").open(encoding="ascii") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = file.read().strip()
+                return int(holder) if holder.isdigit() else 0
+    except OSError:  # there is no lock file, or it is not ours to read
+        return None
+    return None

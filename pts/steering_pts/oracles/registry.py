@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from steering_pts.data import Problem
+from steering_pts.data import Problem, suggest_oracle
 from steering_pts.errors import MAX_SHOWN_PROBLEMS, OracleError
 from steering_pts.oracles.base import Judgement, Oracle, Verdict
 from steering_pts.oracles.choice import ChoiceOracle
@@ -67,8 +67,9 @@ def make_oracle(
 def choose_oracle(problems: Sequence[Problem], assignments: Sequence[str] = ()) -> Oracle:
     """The oracle that fits the gold answers of all problems; whoever chooses it closes it.
 
-    `choice` where every problem offers choices and its answer is one of them, else `math` where every
-    answer reads as a number or a formula, else `exact` where every one is short.
+    What the layout of the data suggests comes first (`python` for problems with tests); else `choice` where every
+    problem offers choices and its answer is one of them, `math` where every answer reads as a number or a formula,
+    and `exact` where every one is short.
 
     Raises:
         OracleError: none fits, there are no problems, or the one that fits does not take the options.
@@ -139,6 +140,10 @@ def _no_options() -> None:
 
 
 def _fitting(problems: Sequence[Problem]) -> str:
+    if (suggested := suggest_oracle(problems)) == "python":
+        return suggested
+    if suggested == "math" and all(gold_answer(problem.answer) for problem in problems):
+        return suggested
     if all(ChoiceOracle().misfit(problem) is None for problem in problems):
         return "choice"
     if all(is_mathematics(gold_answer(problem.answer)) for problem in problems):

@@ -11,29 +11,61 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
+from steering_engine.engine.stable_attention import Segments, attend
+
 NAME = "per_request_sdpa"
 
-_packed: ContextVar[bool] = ContextVar("packed_forward", default=False)
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """What a packed forward is made of.
+
+    Attributes:
+        rows: Rows of requests; what follows them only fills the last tile.
+        ends: Position after the newest row, of each request.
+        tile: Rows come in multiples of it, and every row has the same bits in any batch; 0 promises nothing.
+    """
+
+    rows: int
+    ends: tuple[int, ...]
+    tile: int = 0
+
+
+_layout: ContextVar[PackedLayout | None] = ContextVar("packed_layout", default=None)
+
+
+def current_layout() -> PackedLayout:
+    """The layout of the packed forward that is running.
+
+    Raises:
+        LookupError: None is.
+    """
+    layout = _layout.get()
+    if layout is None:
+        raise LookupError("no packed forward is running")
+    return layout
 
 
 @contextmanager
-def packed_forward(model: Any, implementation: str) -> Iterator[None]:
+def packed_forward(model: Any, implementation: str, layout: PackedLayout) -> Iterator[None]:
     """Marks the forwards inside as packed: no dense mask is made for them.
 
     Args:
         model: The model; its configuration names the attention of ordinary forwards.
         implementation: The attention of packed forwards. The library's `paged|eager` can't do ordinary ones, so a
             model that runs it is switched for the forwards inside.
+        layout: What they are made of.
     """
-    token = _packed.set(True)
+    token = _layout.set(layout)
     ordinary = model.config._attn_implementation  # noqa: SLF001 -- the library's own switch
     if implementation != ordinary:
         model.config._attn_implementation = implementation  # noqa: SLF001
@@ -42,7 +74,7 @@ def packed_forward(model: Any, implementation: str) -> Iterator[None]:
     finally:
         if implementation != ordinary:
             model.config._attn_implementation = ordinary  # noqa: SLF001
-        _packed.reset(token)
+        _layout.reset(token)
 
 
 def register() -> None:
@@ -52,7 +84,7 @@ def register() -> None:
 
 
 def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    return None if _packed.get() else sdpa_mask(*args, **kwargs)
+    return None if _layout.get() else sdpa_mask(*args, **kwargs)
 
 
 def per_request_attention(
@@ -79,6 +111,9 @@ def per_request_attention(
     cache = kwargs.get("cache")
     if cache is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+    layout = current_layout()
+    if layout.tile:
+        return _stable(module, query, key, value, layout, kwargs), None
     keys, values = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
     window = kwargs.get("sliding_window")
     scale = kwargs.get("scaling")
@@ -91,6 +126,34 @@ def per_request_attention(
             query[0], keys[0], values[0], query_starts.tolist(), key_starts.tolist(), scale, window
         )
     return output[None], None
+
+
+def _stable(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: PackedLayout,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """The same in whole tiles, `[1, rows, heads, head_dim]`; rows that only fill the last tile get zeros."""
+    extra = query.shape[2] - layout.rows
+    query, key, value = (one[:, :, : layout.rows] for one in (query, key, value))
+    keys, values = kwargs["cache"].update(
+        key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs
+    )
+    scale = kwargs.get("scaling")
+    segments = Segments(kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"].tolist(), list(layout.ends))
+    output = attend(
+        query[0],
+        keys[0],
+        values[0],
+        segments,
+        query.shape[-1] ** -0.5 if scale is None else scale,
+        kwargs.get("sliding_window"),
+        layout.tile,
+    )
+    return pad(output, (0, 0, 0, 0, 0, extra))[None]
 
 
 def _decode(

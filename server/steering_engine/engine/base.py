@@ -6,7 +6,7 @@ the rollouts of discovery and the tests all speak to this protocol, so what serv
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,7 @@ class Sampling:
         seed: Decides every random choice of the request, alone or in any batch.
         stop: Generation ends before the first of these texts.
         stop_at_eos: False generates through end-of-sequence tokens (benchmarks).
+        min_p: Keep tokens at least this share as likely as the most likely one; 0 keeps all.
     """
 
     temperature: float
@@ -35,6 +36,7 @@ class Sampling:
     seed: int
     stop: tuple[str, ...] = ()
     stop_at_eos: bool = True
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,10 @@ class EngineRequest:
         streaming: Yield at every step; otherwise once, at the end.
         banned_first_ids: Ids that the first token can't be; the rest is renormalised. Stratified rollouts draw the
             alternative to a token this way, so they never pay for retaking it.
+        until: Ends the request early. It is called on the engine's thread with each new piece of final text, in order
+            and never empty, and the request ends with the token whose piece makes it return True; the finish reason
+            is STOP_SEQUENCE then, and the tokens are the same whatever else is in the batch. It should take
+            microseconds: the whole batch waits for it. When it raises, this request alone ends, with that error.
     """
 
     request_id: str
@@ -57,6 +63,7 @@ class EngineRequest:
     plan: SteeringPlan | None = None
     streaming: bool = False
     banned_first_ids: tuple[int, ...] = ()
+    until: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,7 @@ class Engine(Protocol):
             ValueError: The id is running already, an id of the prompt is none of the model's, or prompt and completion
                 together don't fit into the cache.
             NotFiniteError: The request's logits are not finite.
+            Exception: Whatever the request's own `until` raised.
             EngineStoppedError: The engine stopped before the request was done.
         """
         ...

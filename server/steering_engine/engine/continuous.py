@@ -43,6 +43,9 @@ class ContinuousEngine:
         self._attention = loaded.model.config._attn_implementation  # noqa: SLF001
         try:
             self._manager = BatchManager(loaded, self._hooks, self._runs, limits)
+        except ModelError:
+            self._restore_model()
+            raise
         except (ValueError, TypeError, AttributeError, RuntimeError, KeyError, MemoryError) as error:
             self._restore_model()
             raise ModelError(f"{type(loaded.model).__name__} can't be run in batches: {error}") from error

@@ -16,6 +16,8 @@ sentence when an upgrade moves one of them. The seams:
 - `OutputRouter.deliver`: where failures of requests arrive.
 - `PagedAttentionCache.search_prefix_match` and `.mark_complete_blocks`: the two doors of prefix sharing. Both hash
   token ids; they are handed salted ids from the first page that a request may steer.
+- The names of a batch's rows (`input_ids`, `position_ids`, `logits_indices`): made up to whole tiles where rows have to
+  have the same bits in any batch, and `config._experts_implementation`, switched for such forwards.
 - `BlockLedger.cached_blocks`: pages that nobody uses and that are only kept for sharing.
 
 The engine runs synchronously (no double buffering), so a context trigger sees every token before the next step.
@@ -25,11 +27,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, pad
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
@@ -46,11 +49,12 @@ from transformers.generation.continuous_batching.requests import (
 )
 
 from steering_engine.blocks import SteeringHooks
-from steering_engine.engine import attention, sampling
+from steering_engine.engine import attention, sampling, stable_experts
 from steering_engine.engine.limits import PAGE_TOKENS, EngineLimits
 from steering_engine.engine.run import Run
 from steering_engine.engine.salt import salted_ids
-from steering_engine.errors import EngineStoppedError, NotFiniteError
+from steering_engine.engine.stability import AlignedActivations, row_tile, unstable_reason
+from steering_engine.errors import EngineStoppedError, ModelError, NotFiniteError
 from steering_engine.loading import LoadedModel
 from steering_engine.steering.plan import BatchPlan
 from steering_spec import Token
@@ -127,14 +131,18 @@ class _Runner(ModelRunner):  # type: ignore[misc]
     hooks: SteeringHooks
     runs: list[Run]
     implementation: str
+    tile: int
+    activations: AlignedActivations
     trial_scores: torch.Tensor
 
     def compute_batch(self, model: torch.nn.Module, batch_data: dict[str, Any]) -> None:
         plan = BatchPlan()
         self.runs = []
         offset = 0
+        ends = []
         for future in self.inputs_and_outputs.requests_in_batch:
             state = future.state
+            ends.append(state.position_offset)
             if isinstance(state, _State):
                 # The library has already advanced the position over the rows of this batch.
                 start = state.position_offset - future.query_length
@@ -144,11 +152,25 @@ class _Runner(ModelRunner):  # type: ignore[misc]
                     self.runs.append(state.run)
             offset += future.query_length
         self.hooks.plan = plan
+        layout = attention.PackedLayout(offset, tuple(ends), self.tile)
+        if self.tile:
+            for name in ("input_ids", "position_ids", "logits_indices"):
+                rows = batch_data[name]
+                batch_data[name] = pad(rows, (0, -rows.shape[-1] % self.tile))
         try:
-            with attention.packed_forward(model, self.implementation):
+            with attention.packed_forward(model, self.implementation, layout), self._stable(model):
                 super().compute_batch(model, batch_data)
         finally:
             self.hooks.plan = None
+
+    @contextmanager
+    def _stable(self, model: Any) -> Iterator[None]:
+        """Keeps what is neither product nor attention independent of the batch, where that is promised."""
+        if not self.tile:
+            yield
+            return
+        with self.activations, stable_experts.whole_tiles(model.config.get_text_config()):
+            yield
 
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         count = len(self.runs)
@@ -163,6 +185,7 @@ class _Runner(ModelRunner):  # type: ignore[misc]
             temperature,
             torch.tensor([s.top_k for s in settings], device=device),
             torch.tensor([s.top_p for s in settings], device=device),
+            torch.tensor([s.min_p for s in settings], device=device),
         )
         for row, run in enumerate(self.runs):
             if run.request.banned_first_ids and run.step == 0:
@@ -225,9 +248,12 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
     def __init__(
         self, loaded: LoadedModel, hooks: SteeringHooks, runs: dict[str, Run], limits: EngineLimits
     ) -> None:
+        stable_experts.register()
         self._hooks = hooks
         self._runs = runs
         self._eos_ids = _eos_ids(loaded)
+        self._loaded = loaded
+        self._limits = limits
         super().__init__(
             model=loaded.model,
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
@@ -282,8 +308,27 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         )
         runner.hooks, runner.runs = self._hooks, []
         runner.implementation = self.model.config._attn_implementation  # noqa: SLF001
+        runner.tile = self._tile()
+        runner.activations = AlignedActivations(self.model)
         processor.model_runner = runner
         return processor
+
+    def _tile(self) -> int:
+        """Rows that a forward's rows come in multiples of, so that each has the same bits in any batch; 0: any number.
+
+        Raises:
+            ModelError: That is asked for and can't be done.
+        """
+        if self._limits.deterministic is False:
+            return 0
+        reason = unstable_reason(self._loaded)
+        tile = None if reason else row_tile(self._loaded)
+        if tile is None and self._limits.deterministic:
+            reason = (
+                reason or "products on this machine depend on the batch, whatever its rows are made up to"
+            )
+            raise ModelError(f"{type(self.model).__name__} can't be run deterministically: {reason}")
+        return tile or 0
 
     def _run_generation_loop(self) -> None:
         super()._run_generation_loop()

@@ -26,6 +26,8 @@ class EngineLimits:
             `cache_tokens`.
         cache_tokens: Tokens that the KV cache holds, over all requests.
         default_max_tokens: Tokens generated when a request does not say how many.
+        deterministic: A seeded request gives the same tokens with bit-equal log-probabilities alone and in any batch.
+            None means where it is possible: on a CPU in float32.
     """
 
     max_concurrent_requests: int = 128
@@ -33,6 +35,7 @@ class EngineLimits:
     max_context_tokens: int = 0
     cache_tokens: int = 32_768
     default_max_tokens: int = 256
+    deterministic: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_concurrent_requests", "max_batch_tokens", "cache_tokens", "default_max_tokens"):

@@ -10,7 +10,6 @@ from contextlib import suppress
 from steering_engine.engine.base import EngineChunk, EngineRequest
 from steering_engine.engine.sampling import uniform
 from steering_engine.engine.text import TextStream
-from steering_engine.errors import EngineError
 from steering_engine.steering.plan import RowAct, SteeringState
 from steering_spec import FinishReason, SteeringAct, Token
 
@@ -36,7 +35,7 @@ class Run:
         self._step = 0
         self._rows_seen = 0
         self._lock = threading.Lock()
-        self._error: EngineError | None = None
+        self._error: Exception | None = None
         self._submitted = time.perf_counter()
         self._first_token_seconds: float | None = None
         self._acts_without_token: list[SteeringAct] = []
@@ -84,15 +83,18 @@ class Run:
         """Takes the token of this step; returns whether the request is finished."""
         self._step += 1
         text = self._text.feed(token.id)
-        if self._text.stopped:
-            reason: FinishReason | None = FinishReason.STOP_SEQUENCE
-        elif is_eos:
-            reason = FinishReason.EOS
-        else:
-            reason = FinishReason.LENGTH if self._step >= self.request.sampling.max_tokens else None
+        reason = self._end(is_eos)
         if reason is not None:
             text += self._text.finish()
-        elif self._steering is not None:
+        try:
+            closed = bool(text) and self.request.until is not None and self.request.until(text)
+        except Exception as error:  # noqa: BLE001 -- the caller's own function; its caller gets whatever it raised
+            self.fail(error)
+            return True
+        if closed:
+            reason = FinishReason.STOP_SEQUENCE
+            text += self._text.finish()
+        elif reason is None and self._steering is not None:
             self._steering.accept(token.id)
         with self._lock:
             self._first_token_seconds = self._first_token_seconds or time.perf_counter() - self._submitted
@@ -103,7 +105,15 @@ class Run:
             self.finish_reason = reason
         return reason is not None
 
-    def fail(self, error: EngineError) -> None:
+    def _end(self, is_eos: bool) -> FinishReason | None:
+        """Why the request ends with the token just taken, as far as `until` has no say in it."""
+        if self._text.stopped:
+            return FinishReason.STOP_SEQUENCE
+        if is_eos:
+            return FinishReason.EOS
+        return FinishReason.LENGTH if self._step >= self.request.sampling.max_tokens else None
+
+    def fail(self, error: Exception) -> None:
         """Ends the request with an error, and wakes its caller."""
         self._error = error
         self.wake()
@@ -118,6 +128,7 @@ class Run:
 
         Raises:
             EngineError: The request failed.
+            Exception: Its `until` raised this.
         """
         if self._error is not None:
             raise self._error

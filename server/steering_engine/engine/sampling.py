@@ -24,15 +24,20 @@ def uniform(seed: int, step: int) -> float:
 
 
 def token_probabilities(
-    logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
 ) -> torch.Tensor:
-    """What the sampler draws from: the distribution after temperature, top-k and top-p (in this order).
+    """What the sampler draws from: the distribution after temperature, top-k, top-p and min-p (in this order).
 
     Args:
         logits: `[rows, vocab]`, any floating dtype.
         temperature: `[rows]`; 0 means greedy, for which the distribution at temperature 1 is returned.
         top_k: `[rows]` integers; 0 keeps all tokens. Ties with the k-th token are kept.
         top_p: `[rows]`; the smallest set of most likely tokens whose mass reaches it is kept, at least one token.
+        min_p: `[rows]`; tokens are kept that are at least this share as likely as the most likely one; 0 keeps all.
 
     Returns:
         Probabilities `[rows, vocab]`, float64, each row summing to 1.
@@ -42,6 +47,9 @@ def token_probabilities(
     limited = torch.nonzero((temperature > 0) & ((top_k > 0) | (top_p < 1))).flatten()
     if len(limited):
         probabilities[limited] = _limit(probabilities[limited], top_k[limited], top_p[limited])
+    floored = torch.nonzero((temperature > 0) & (min_p > 0)).flatten()
+    if len(floored):
+        probabilities[floored] = _floor(probabilities[floored], min_p[floored])
     return probabilities
 
 
@@ -51,13 +59,24 @@ def _limit(probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
     k = torch.where(top_k > 0, top_k, vocab).clamp(max=vocab).long()
     threshold = ordered.gather(-1, (k - 1)[:, None])
     kept = torch.where(probabilities >= threshold, probabilities, 0.0)
-    kept /= kept.sum(-1, keepdim=True)
+    kept /= _total(kept)
     ordered, order = kept.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     nucleus = (before < top_p.double()[:, None]) | (top_p >= 1)[:, None]
     nucleus[:, 0] = True
     kept = torch.zeros_like(kept).scatter(-1, order, torch.where(nucleus, ordered, 0.0))
-    return kept / kept.sum(-1, keepdim=True)
+    return kept / _total(kept)
+
+
+def _floor(probabilities: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
+    least = min_p.double()[:, None] * probabilities.amax(-1, keepdim=True)
+    kept = torch.where(probabilities >= least, probabilities, 0.0)
+    return kept / _total(kept)
+
+
+def _total(probabilities: torch.Tensor) -> torch.Tensor:
+    # Not `sum`: of a single long row it adds up shares of several threads, and gives other bits than among many rows.
+    return probabilities.cumsum(-1)[:, -1:]
 
 
 def ban(probabilities: torch.Tensor, banned_ids: torch.Tensor) -> torch.Tensor:
