@@ -30,7 +30,7 @@ def trace_of(values: Sequence[float], probability: float = 0.5) -> PlantedTrace:
 
 
 def exactly(trace: PlantedTrace, split: str = "length") -> list[int]:
-    found = bisect(trace, None, split, SETTINGS, np.random.default_rng(0))  # type: ignore[arg-type]
+    found = bisect(trace, None, split, SETTINGS, np.random.default_rng(0))
     return [finding.position for finding in found.reported]
 
 

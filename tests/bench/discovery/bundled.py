@@ -61,7 +61,7 @@ def bench_bundled(console: Console) -> dict[str, object]:
     kinds = _kinds(reference.completions, searched, settings.tau)
     console.print(rows_table(f"bundled model: {len(searched)} completions", {"pivotal": row}))
     found = ", ".join(f"{kind} {own['found']} of {own['pivots']}" for kind, own in kinds.items())
-    ratio = float(row["kilotokens"] or 0) / simulated  # type: ignore[arg-type]  # a number, for every rollout is counted
+    ratio = float(row["kilotokens"] or 0) / simulated
     console.print(f"found: {found}; {ratio:.2f} of the tokens of planted traces ({simulated:.2f} thousand)")
     return {**row, "kinds": kinds, "simulated_kilotokens": simulated, "ratio": ratio}
 

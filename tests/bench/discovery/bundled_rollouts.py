@@ -63,7 +63,7 @@ class BundledRollouts:
     def counts(self, starts: Sequence[Start]) -> Counts:
         """How many rollouts came out which way."""
         verdicts = [verdict for verdict, _ in self.judged(starts)]
-        return tuple(map(verdicts.count, (Verdict.CORRECT, Verdict.INCORRECT, Verdict.CENSORED)))  # type: ignore[return-value]  # three counts
+        return tuple(map(verdicts.count, (Verdict.CORRECT, Verdict.INCORRECT, Verdict.CENSORED)))
 
     def text(self, ids: Sequence[int]) -> str:
         """What an oracle reads."""
