@@ -1,0 +1,1 @@
+"""How well the search for pivotal tokens works: on planted traces beside other methods, and on the bundled model."""
