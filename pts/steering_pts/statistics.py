@@ -63,21 +63,24 @@ def contrast_p(first: Draws, second: Draws, weights: tuple[float, float], margin
 
     Raises:
         ValueError: A count outside 0..n, a side of positive weight without draws, a weight outside [0, 1], or a
-            margin that is certain to be exceeded.
+            margin that nothing can fall short of.
     """
     (x1, n1), (x2, n2), (w1, w2) = first, second, weights
     _check_weighted(first, w1)
     _check_weighted(second, w2)
-    if not margin > -w2:
-        raise ValueError(f"a margin of {margin} is exceeded whatever is drawn; expected above {-w2}")
+    if not margin >= -w2:
+        raise ValueError(f"a margin of {margin} is exceeded whatever is drawn; expected at least {-w2}")
     if margin >= w1:
         return 1.0
     p1, p2 = x1 / n1 if n1 else 0.0, x2 / n2 if n2 else 0.0
     q1, q2 = _constrained_rates(first, second, weights, margin)
     variance = w1**2 * q1 * (1 - q1) / max(n1, 1) + w2**2 * q2 * (1 - q2) / max(n2, 1)
-    if variance <= 0:  # only where both sides always or never succeed: z = 0/0
-        return 0.5
-    return float(special.ndtr(-(w1 * p1 - w2 * p2 - margin) / math.sqrt(variance)))
+    excess = w1 * p1 - w2 * p2 - margin
+    if (
+        variance <= 0
+    ):  # the null leaves only sure events: what was drawn is one (z = 0/0), or can't be under it
+        return 0.5 if excess <= _EDGE else 0.0
+    return float(special.ndtr(-excess / math.sqrt(variance)))
 
 
 def contrast_interval(

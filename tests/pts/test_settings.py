@@ -47,13 +47,23 @@ def test_a_sampler_that_cannot_be_is_refused_by_name_and_value(name: str, value:
         ("nominate", 1.0),
         ("base_rollouts", 0),
         ("completions_per_problem", 0),
-        ("explore_first", 0),
+        ("ambiguity", 0.5),
+        ("rho", 0.0),
+        ("sd", 1.0),
+        ("power", 1.0),
+        ("explore_share", 0.0),
+        ("prior_weight", -1.0),
+        ("prior_weight", math.inf),
+        ("budget", 0),
+        ("explore_first", -1),
         ("explore_batch", 0),
-        ("confirm", 0),
+        ("explore_widest", 0),
+        ("confirm_least", 0),
+        ("unit", "word"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused_by_name_and_value(name: str, value: float) -> None:
-    with pytest.raises(SearchError, match=f"^{name} is {value}; expected"):
+def test_a_search_that_cannot_be_is_refused_by_name_and_value(name: str, value: float | str) -> None:
+    with pytest.raises(SearchError, match=f"^{name} is {value!r}; expected"):
         SearchSettings(**{name: value})  # type: ignore[arg-type]
 
 
@@ -66,6 +76,11 @@ def test_the_band_of_undecided_problems_must_be_one(low: float, high: float) -> 
 def test_no_more_completions_are_searched_than_are_sampled() -> None:
     with pytest.raises(SearchError, match=r"completions_per_problem \(3\) exceeds base_rollouts \(2\)"):
         SearchSettings(base_rollouts=2, completions_per_problem=3)
+
+
+def test_the_most_fresh_rollouts_are_not_fewer_than_the_fewest() -> None:
+    with pytest.raises(SearchError, match=r"confirm_most \(10\) is below confirm_least \(12\)"):
+        SearchSettings(confirm_most=10)
 
 
 def test_settings_become_flat_json_under_the_names_of_their_groups() -> None:

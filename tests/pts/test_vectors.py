@@ -446,7 +446,7 @@ def keep_pivots(run: RunFolder, pivots: Sequence[PivotRecord]) -> None:
 
 def test_a_pair_that_is_no_difference_gives_no_file(run: RunFolder, model: SteeredModel) -> None:
     with run.read() as ledger:
-        pivots = [dataclasses.replace(pivot, chosen_id=pivot.rejected_id) for pivot in ledger.pivots()]
+        pivots = [dataclasses.replace(pivot, chosen_ids=pivot.rejected_ids) for pivot in ledger.pivots()]
     keep_pivots(run, pivots)
 
     report = vectors_of(run, model, VectorOptions())

@@ -32,7 +32,7 @@ SLOW_ORACLE = "tests.support.pts:starts_in_ascii_slowly"
 EOS_IDS = list(range(1, 101))
 
 SAMPLER = SamplerSettings(max_tokens=8)
-SEARCH = SearchSettings(confirm=16, explore_most=8)
+SEARCH = SearchSettings(budget=120, confirm_least=12, confirm_most=24)
 
 
 def save_ending_model(folder: Path, family: str = "qwen3", **options: Any) -> Path:
