@@ -90,7 +90,8 @@ class ValueChain:
         self._prior = prior
         self._end = np.zeros(_POINTS)
         self._end[-1 if succeeded else 0] = 1.0
-        self._step_of = np.repeat(np.arange(len(steps)), [step.end - step.start for step in steps])
+        lengths = np.array([step.end - step.start for step in steps], dtype=np.int64)
+        self._step_of = np.repeat(np.arange(len(steps)), lengths)
         self._factors: Array | None = None
         self._stale = np.ones(len(steps), dtype=bool)
 
@@ -99,6 +100,10 @@ class ValueChain:
         step = self._step_of[position]
         self.draws[step, kind] += 1
         self._stale[step] = True
+
+    def step_at(self, position: int) -> Step:
+        """The step that a position belongs to."""
+        return self.steps[self._step_of[position]]
 
     def set_prior(self, prior: StepPrior) -> None:
         """Another prior for the effects of candidates."""

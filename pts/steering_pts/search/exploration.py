@@ -25,6 +25,9 @@ NEGLIGIBLE = 1e-6
 _LEARNING_ROUNDS = (2, 4, 8, 16)
 """When the prior is learned; each time costs a posterior of every completion."""
 
+_MOST_KEPT_STEPS = 20_000
+"""Of all completions together; beyond that (600 MB) their factors are computed again in every round."""
+
 _KINDS = {Verdict.CORRECT: 0, Verdict.INCORRECT: 1, Verdict.CENSORED: 2}
 
 
@@ -118,7 +121,8 @@ class Exploration:
         self._settings = settings
         self._round = 0
         self._open = set(self.explored)
-        self._touched: set[str] = set()
+        steps = sum(len(own.chain.steps) for own in self.explored.values())
+        self._keeps_factors = steps <= _MOST_KEPT_STEPS
 
     @property
     def pool(self) -> int:
@@ -139,10 +143,15 @@ class Exploration:
     def tell(self, outcomes: dict[RolloutKey, Outcome]) -> None:
         """Takes the outcomes of a round."""
         for key, outcome in outcomes.items():
-            for completion_id, position in ((key.completion_id, outcome.divergence), *outcome.also):
-                if completion_id in self.explored:
-                    self.explored[completion_id].add(position, outcome.verdict)
+            self.explored[key.completion_id].add(outcome.divergence, outcome.verdict)
+            for completion_id, position in outcome.also:
+                own = self.explored[completion_id]
+                step = own.chain.step_at(position)
+                # Where in a longer step it leaves is only drawn rightly when it was free from the step's beginning.
+                if step.start > outcome.divergence or step.end == step.start + 1:
+                    own.add(position, outcome.verdict)
                     self._open.add(completion_id)
+            self._open.add(key.completion_id)
 
     def _next_round(self) -> list[RolloutKey]:
         if self._settings.learn_prior and self._round in _LEARNING_ROUNDS:
@@ -154,6 +163,8 @@ class Exploration:
             found = own.ambiguities() if own.positions else []
             if not found:
                 self._open.discard(completion_id)
+            if not self._keeps_factors:
+                own.chain.release()
             wanted += [(-ambiguity, completion_id, index) for ambiguity, index in found]
         asks: list[RolloutKey] = []
         for _, completion_id, index in sorted(wanted):
