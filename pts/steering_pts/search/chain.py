@@ -103,7 +103,7 @@ class ValueChain:
 
     def step_at(self, position: int) -> Step:
         """The step that a position belongs to."""
-        return self.steps[self._step_of[position]]
+        return self.steps[int(self._step_of[position])]
 
     def set_prior(self, prior: StepPrior) -> None:
         """Another prior for the effects of candidates."""
