@@ -8,6 +8,7 @@ import pytest
 
 from steering_pts.oracles import Judgement, Verdict
 from steering_pts.oracles.python import PythonOracle
+from steering_pts.oracles.python.sandbox import SandboxLimits
 from tests.support.programs import FOUR, problem_with, refused, verdict
 
 
@@ -26,10 +27,16 @@ def impatient() -> Iterator[PythonOracle]:
 # Time.
 
 
-def test_a_loop_without_end_is_stopped_by_its_processor_time(impatient: PythonOracle) -> None:
-    assert impatient.judge(FOUR, "def f(x):\n    while True: pass") == Judgement.failure(
-        "it took more processor time than its limit", "def f(x):\n    while True: pass"
+def test_a_loop_without_end_is_stopped_by_its_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a busy machine the clock would be first.
+    monkeypatch.setattr(
+        "steering_pts.oracles.python.oracle.SandboxLimits",
+        lambda **limits: SandboxLimits(**{**limits, "wall_seconds": 300.0}),
     )
+    with PythonOracle(seconds=1, workers=1) as oracle:
+        assert oracle.judge(FOUR, "def f(x):\n    while True: pass") == Judgement.failure(
+            "it took more processor time than its limit", "def f(x):\n    while True: pass"
+        )
 
 
 def test_sleeping_is_stopped_by_the_clock(impatient: PythonOracle) -> None:
