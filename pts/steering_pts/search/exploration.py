@@ -118,7 +118,6 @@ class Exploration:
         self._settings = settings
         self._round = 0
         self._open = set(self.explored)
-        self._touched: set[str] = set()
 
     @property
     def pool(self) -> int:
