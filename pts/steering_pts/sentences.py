@@ -22,17 +22,18 @@ def sentence_spans(ids: Sequence[int], decode: Decode) -> tuple[tuple[int, int],
         ids: Token ids of the completion.
         decode: Token ids to text, without special tokens.
     """
+    if not ids:
+        return ()
     pieces = _pieces(ids, decode)
-    starts = [0] if pieces else []
+    starts = [0]
     sentence = ""
     for index, piece in enumerate(pieces[:-1]):
         sentence += piece
         rest = pieces[index + 1]
-        line_ends = piece.endswith("\n") and not rest.startswith("\n")
-        stops = bool(_ENDS.search(sentence)) and (piece[-1:].isspace() or rest[:1].isspace())
-        if (line_ends or stops) and sentence.strip() and any(map(str.strip, pieces[index + 1 :])):
-            if not rest.strip():  # white space alone still belongs to what it follows
-                continue
+        if not (sentence.strip() and rest.strip()):  # white space alone still belongs to what it follows
+            continue
+        gap = sentence[len(sentence.rstrip()) :] + rest[: len(rest) - len(rest.lstrip())]
+        if "\n" in gap or (gap and _ENDS.search(sentence)):
             starts.append(index + 1)
             sentence = ""
     return tuple(zip(starts, [*starts[1:], len(pieces)], strict=True))
@@ -46,7 +47,7 @@ def first_sentence(ids: Sequence[int], decode: Decode) -> tuple[int, ...]:
 
 def _pieces(ids: Sequence[int], decode: Decode) -> list[str]:
     """The text that each token adds; seen after its predecessor, for alone it may lose its leading space."""
-    pieces = [decode(ids[:1])] if ids else []
+    pieces = [decode(ids[:1])]
     for index in range(1, len(ids)):
         before = decode(ids[index - 1 : index])
         both = decode(ids[index - 1 : index + 1])

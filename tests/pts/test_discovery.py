@@ -9,15 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steering_engine.model import SteeredModel
-from steering_pts import discovery
+from steering_pts import outcomes
 from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
 from steering_pts.data import Problem, load_problems
-from steering_pts.discovery import Discovery, divergence
+from steering_pts.discovery import Discovery
 from steering_pts.errors import LedgerSettingsError, SearchError
 from steering_pts.ledger import Ledger, LedgerReader
-from steering_pts.ledger.records import RolloutKey, RolloutRecord
+from steering_pts.ledger.records import CompletionRecord, RolloutKey, RolloutRecord
 from steering_pts.oracles.base import Verdict
 from steering_pts.oracles.registry import make_oracle
+from steering_pts.pivots import divergence
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
 from steering_pts.rollouts import Rollout, RolloutRequest, RolloutSource
@@ -135,11 +136,16 @@ def test_pivots_of_both_signs_are_found(ledger: LedgerReader) -> None:
 
 def test_effect_and_interval_rest_on_the_confirmation_alone(ledger: LedgerReader) -> None:
     confirmations = {(c.completion_id, c.position): c for c in ledger.confirmations()}
+    completions = {completion.id: completion for completion in ledger.completions()}
 
     for pivot in ledger.pivots():
         c = confirmations[pivot.completion_id, pivot.position]
         assert (pivot.delta, pivot.low, pivot.high) == (c.delta, c.low, c.high)
-        assert pivot.delta == pytest.approx((1 - pivot.probability) * (c.x1 / c.n1 - c.x2 / c.n2))
+        completion = completions[pivot.completion_id]
+        value = (1 - c.leave) * (completion.verdict is Verdict.CORRECT)
+        if c.n1:
+            value += c.leave * c.x1 / c.n1
+        assert pivot.delta == pytest.approx((1 - pivot.probability) * (value - c.x2 / c.n2))
 
 
 def test_problems_that_are_decided_are_not_searched(ledger: LedgerReader) -> None:
@@ -184,19 +190,33 @@ def all_rollouts(ledger: LedgerReader) -> list[RolloutRecord]:
     return [rollout for c in ledger.completions() for rollout in ledger.rollouts_for(c.id)]
 
 
-def test_rollouts_start_as_their_arm_demands(ledger: LedgerReader) -> None:
-    rollouts = all_rollouts(ledger)
-    completions = {completion.id: completion for completion in ledger.completions()}
+def left(ledger: LedgerReader) -> list[tuple[RolloutRecord, CompletionRecord, int]]:
+    """Every rollout with its completion and the position where it leaves that."""
+    of_rollouts = [
+        (rollout, completion, divergence(rollout, completion.ids))
+        for completion in ledger.completions()
+        for rollout in ledger.rollouts_for(completion.id)
+    ]
+    assert of_rollouts
+    return [(rollout, completion, place) for rollout, completion, place in of_rollouts if place is not None]
 
-    assert {rollout.key.arm for rollout in rollouts} == {"on_path", "alternative"}
-    for rollout in rollouts:
-        token_id = completions[rollout.key.completion_id].ids[rollout.key.position]
-        assert (rollout.ids[0] == token_id) == (rollout.key.arm == "on_path")
+
+def test_every_rollout_leaves_its_completion(ledger: LedgerReader) -> None:
+    assert len(left(ledger)) == len(all_rollouts(ledger))
 
 
-def test_only_what_was_generated_is_counted(ledger: LedgerReader) -> None:
-    for rollout in all_rollouts(ledger):
-        assert rollout.tokens == len(rollout.ids) - (rollout.key.arm == "on_path")
+def test_rollouts_leave_as_their_arm_demands(ledger: LedgerReader) -> None:
+    assert {rollout.key.arm for rollout, _, _ in left(ledger)} == {"on_path", "alternative"}
+    for rollout, _, place in left(ledger):
+        assert (place > rollout.key.position) == (rollout.key.arm == "on_path")
+        assert (place == rollout.key.position) == (rollout.key.arm == "alternative")
+
+
+def test_what_comes_before_the_place_is_the_completions_own_and_not_counted(ledger: LedgerReader) -> None:
+    for rollout, completion, place in left(ledger):
+        shared = place - rollout.key.position
+        assert rollout.ids[:shared] == completion.ids[rollout.key.position : place]
+        assert rollout.tokens == len(rollout.ids) - shared
 
 
 def test_every_draw_has_a_seed_of_its_own(ledger: LedgerReader) -> None:
@@ -210,19 +230,9 @@ def test_no_rollout_is_longer_than_a_completion_may_be(ledger: LedgerReader) -> 
     assert max(r.key.position + len(r.ids) for r in all_rollouts(ledger)) <= SAMPLER.max_tokens
 
 
-def test_after_the_last_token_the_verdict_is_the_completions_and_costs_nothing(ledger: LedgerReader) -> None:
-    completions = {completion.id: completion for completion in ledger.completions()}
-    last = [
-        (rollout, completions[rollout.key.completion_id])
-        for rollout in all_rollouts(ledger)
-        if rollout.key.arm == "on_path"
-        and rollout.key.position == len(completions[rollout.key.completion_id].ids) - 1
-    ]
-
-    assert last
-    for rollout, completion in last:
-        assert (rollout.ids, rollout.tokens) == (completion.ids[-1:], 0)
-        assert rollout.verdict is completion.verdict
+def test_nothing_is_rolled_out_after_the_last_token(ledger: LedgerReader) -> None:
+    for rollout, completion, _ in left(ledger):
+        assert rollout.key.arm == "alternative" or rollout.key.position < len(completion.ids) - 1
 
 
 def test_the_verdict_of_a_rollout_is_that_of_the_whole_text(
@@ -307,7 +317,7 @@ def test_a_run_that_is_interrupted_at_every_call_ends_with_the_same_pivots(
 def test_pivots_do_not_depend_on_how_often_is_saved(
     finished: Path, model: SteeredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discovery, "_SAVE_EVERY", 37)
+    monkeypatch.setattr(outcomes, "SAVE_EVERY", 37)
 
     assert discover(tmp_path, model) == RunFolder(finished).pivots.read_bytes()
 
@@ -435,4 +445,4 @@ def test_every_line_of_pivots_says_what_it_takes_to_use_it(finished: Path, ledge
         assert line["low"] <= line["delta"] <= line["high"]
         counts = [alternative["successes"] + alternative["failures"] for alternative in line["alternatives"]]
         assert counts == sorted(counts, reverse=True)
-        assert line["token_id"] not in [alternative["token_id"] for alternative in line["alternatives"]]
+        assert line["ids"] not in [alternative["ids"] for alternative in line["alternatives"]]

@@ -497,7 +497,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> tuple[VectorReport, RunF
     folder = RunFolder(tmp_path_factory.mktemp("demo"))
     sampler = SamplerSettings(max_tokens=96)
     choice = ModelChoice("demo")
-    training = load_problems("demo:train", DataOptions(limit=12, shuffle_seed=0))
+    training = load_problems("demo:train", DataOptions(limit=24, shuffle_seed=0))
     problems = load_problems("demo:validation", DataOptions(limit=48, shuffle_seed=0))
     options = VectorOptions(min_events=5, methods=("optimised",), blocks=(0,))
     with oracle_for("math", training) as oracle:
