@@ -64,7 +64,8 @@ def every_path(
     """
     count = len(probabilities)
     grid = np.linspace(0, 1, points)
-    values = [*np.meshgrid(*[grid] * count, indexing="ij"), np.float64(succeeded)]
+    values: list[NDArray[np.float64]] = list(np.meshgrid(*[grid] * count, indexing="ij"))
+    values.append(np.full([points] * count, float(succeeded)))
     weight = np.ones([points] * count)
     for k, (p, own) in enumerate(zip(probabilities, draws, strict=True)):
         before, after = values[k], values[k + 1]
