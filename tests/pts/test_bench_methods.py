@@ -139,15 +139,15 @@ def test_measures_of_reports_are_counted_by_hand() -> None:
     assert row["false_per_trace"] == 1.0
     assert row["sign_errors"] == 1
     assert row["bias"] == pytest.approx((0.1 + 0.05 - 0.12) / 3)
-    assert row["coverage95"] == 2 / 3
-    assert row["coverage95_nominees"] == 1.0
+    assert row["coverage95_reported"] == 2 / 3
+    assert row["coverage95"] == 1.0
     assert (row["rollouts"], row["kilotokens"], row["n_traces"], row["seconds"]) == (75, 1.5, 2, 1.5)
 
 
 def test_what_can_not_be_measured_is_none() -> None:
     row = measure([Searched({}, (), None, None)], 0.2, 0.1, 0.0)
     assert [name for name, value in row.items() if value is None] == [
-        *("recall", "recall_95", "nominee_recall", "fdr_95", "bias", "coverage95", "coverage95_nominees"),
+        *("recall", "recall_95", "nominee_recall", "fdr_95", "bias", "coverage95", "coverage95_reported"),
         *("rollouts", "kilotokens"),
     ]
     assert row["fdr"] == 0

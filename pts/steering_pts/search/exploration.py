@@ -25,8 +25,8 @@ NEGLIGIBLE = 1e-6
 _LEARNING_ROUNDS = (2, 4, 8, 16)
 """When the prior is learned; each time costs a posterior of every completion."""
 
-_MOST_KEPT_STEPS = 20_000
-"""Of all completions together; beyond that (600 MB) their factors are computed again in every round."""
+_MOST_KEPT_STEPS = 40_000
+"""Of all completions together; beyond that (1.2 GB) their factors are computed again in every round."""
 
 _KINDS = {Verdict.CORRECT: 0, Verdict.INCORRECT: 1, Verdict.CENSORED: 2}
 

@@ -25,8 +25,8 @@ def measure(searched: Sequence[Searched], tau: float, delta0: float, seconds: fl
     Returns:
         `recall` and `fdr` over all completions, `recall_95` and `fdr_95` their bootstrap intervals over completions;
         `fdr_below_delta0` counts as false only what is below delta0; `false_per_trace`; `sign_errors` among the
-        reported; `bias`, the mean overstatement of the reported; `coverage95` of the reported's intervals and
-        `coverage95_nominees` of all that were confirmed; `nominee_recall`; the mean `rollouts` and `kilotokens` of a
+        reported; `bias`, the mean overstatement of the reported; `coverage95` of all intervals that were
+        confirmed and `coverage95_reported` of the reported's, which were selected by their test; `nominee_recall`; the mean `rollouts` and `kilotokens` of a
         completion; `n_traces`; `seconds` in all.
     """
     pivots = np.array([sum(_is_pivot(own, position, tau) for position in own.effects) for own in searched])
@@ -48,8 +48,8 @@ def measure(searched: Sequence[Searched], tau: float, delta0: float, seconds: fl
         "false_per_trace": _ratio((found - hits).sum(), len(searched)),
         "sign_errors": sum(_true(own, f) * f.estimate < 0 for own in searched for f in own.reported),
         "bias": _mean(overstated),
-        "coverage95": _coverage(searched, lambda own: own.reported),
-        "coverage95_nominees": _coverage(searched, lambda own: own.confirmed),
+        "coverage95": _coverage(searched, lambda own: own.confirmed),
+        "coverage95_reported": _coverage(searched, lambda own: own.reported),
         "rollouts": _mean([own.rollouts for own in searched if own.rollouts is not None]),
         "kilotokens": _mean([own.tokens / 1000 for own in searched if own.tokens is not None]),
         "n_traces": len(searched),
