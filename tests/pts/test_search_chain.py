@@ -64,12 +64,13 @@ def every_path(
     """
     count = len(probabilities)
     grid = np.linspace(0, 1, points)
-    values = [*np.meshgrid(*[grid] * count, indexing="ij"), np.float64(succeeded)]
+    values: list[NDArray[np.float64]] = list(np.meshgrid(*[grid] * count, indexing="ij"))
+    values.append(np.full([points] * count, float(succeeded)))
     weight = np.ones([points] * count)
     for k, (p, own) in enumerate(zip(probabilities, draws, strict=True)):
         before, after = values[k], values[k + 1]
         rate = (before - p * after) / (1 - p)
-        slack = 0.5 / (points - 1) / (1 - p)
+        slack = 0.5 / (points - 1) / (1 - p) + 1e-9  # what lies on the bound is possible
         prior = prior_mass(after - before, points)
         weight = weight * prior * likelihood(own, np.clip(rate, 1e-3, 1 - 1e-3))
         weight = np.where((rate < -slack) | (rate > 1 + slack), 0.0, weight)

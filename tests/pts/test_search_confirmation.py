@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from steering_pts.ledger.records import NomineeRecord
 from steering_pts.oracles.base import Verdict
@@ -30,7 +31,7 @@ def nominee(sign: int = 1, *, position: int = 1, on_path: int = 24) -> NomineeRe
 
 
 def posterior(effect: float, value: float, alternative: float, effect_sd: float = 0.05) -> Posterior:
-    def one(number: float) -> np.ndarray:  # type: ignore[type-arg]  # the fields' own type
+    def one(number: float) -> NDArray[np.float64]:
         return np.array([number])
 
     return Posterior(

@@ -187,7 +187,8 @@ class ValueChain:
         density = density + rho / _POINTS
         raw = _raw_rate(self._probability[steps])
         # Between two points of the grid, A may seem to lie outside [0, 1] by what half a spacing of V makes of it.
-        slack = _SPACING / 2 / np.maximum(1 - probability, 0.02)
+        # A hair more, or rounding would decide on the bound, and not alike for success and failure.
+        slack = _SPACING / 2 / np.maximum(1 - probability, 0.02) + 1e-9
         return np.asarray(np.log(np.where((raw < -slack) | (raw > 1 + slack), _IMPOSSIBLE, density)))
 
 

@@ -145,7 +145,9 @@ class Exploration:
         for key, outcome in outcomes.items():
             self.explored[key.completion_id].add(outcome.divergence, outcome.verdict)
             for completion_id, position in outcome.also:
-                own = self.explored[completion_id]
+                own = self.explored.get(completion_id)
+                if own is None:  # of the run, but not searched
+                    continue
                 step = own.chain.step_at(position)
                 # Where in a longer step it leaves is only drawn rightly when it was free from the step's beginning.
                 if step.start > outcome.divergence or step.end == step.start + 1:
