@@ -67,7 +67,8 @@ class SearchSettings:
         high: See `low`.
         completions_per_problem: Completions searched of each problem that is kept.
         budget: Rollouts for each completion on the average of the run; the most ambiguous completions get more.
-        explore_share: At most this share of the budget goes to exploration.
+        explore_share: At most this share of the budget goes to exploration, apart from the first rollouts of every
+            candidate.
         explore_first: Alternatives of every candidate to begin with; 0 means half of exploration, 2 to 8 each.
         explore_batch: Rollouts that an ambiguous candidate gets at a time.
         explore_widest: At most so many candidates of a completion get rollouts in one round.

@@ -251,7 +251,7 @@ def test_text_is_decoded_by_the_tokenizer_of_the_run(finished_run: RunFolder) ->
     found = [json.loads(line) for line in export(finished_run, "--text").out.splitlines()]
 
     assert {
-        (r["completion_id"], r["position"]): (r["token"], r["chosen"], r["rejected"]) for r in found
+        (r["completion_id"], r["position"]): (r["text"], r["chosen"], r["rejected"]) for r in found
     } == wanted
 
 
