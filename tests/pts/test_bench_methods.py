@@ -9,7 +9,6 @@ import pytest
 
 from steering_pts.ledger.records import RolloutKey
 from steering_pts.oracles.base import Verdict
-from steering_pts.search import candidates
 from steering_pts.settings import SearchSettings
 from tests.bench.discovery.baselines import bisect, scan
 from tests.bench.discovery.bench import run_row
@@ -75,7 +74,8 @@ def test_a_scan_pays_for_every_prefix() -> None:
 
 def test_simulated_rollouts_succeed_as_often_as_the_values_say() -> None:
     (trace,) = draw_traces(SCENARIOS[0], 1, 7)
-    simulation, position = Simulation([trace], 0), candidates(trace.to_search().probabilities, 0.2)[3]
+    simulation = Simulation([trace], 0)
+    position = int(np.abs(trace.effects).argmax())  # a pivot, where the two sides differ
     verdicts = {
         arm: [
             simulation.answer(RolloutKey(trace.id, position, arm, "explore", index)).verdict
