@@ -25,8 +25,9 @@ def measure(searched: Sequence[Searched], tau: float, delta0: float, seconds: fl
     Returns:
         `recall` and `fdr` over all completions, `recall_95` and `fdr_95` their bootstrap intervals over completions;
         `fdr_below_delta0` counts as false only what is below delta0; `false_per_trace`; `sign_errors` among the
-        reported; `bias`, the mean overstatement of the reported; `coverage95` of all intervals that were
-        confirmed and `coverage95_reported` of the reported's, which were selected by their test; `nominee_recall`; the mean `rollouts` and `kilotokens` of a
+        reported; `bias`, the mean overstatement of the reported; `coverage95` of all intervals that
+        were confirmed and `coverage95_reported` of the reported's, which were selected by their own test;
+        `nominee_recall`; the mean `rollouts` and `kilotokens` of a
         completion; `n_traces`; `seconds` in all.
     """
     pivots = np.array([sum(_is_pivot(own, position, tau) for position in own.effects) for own in searched])
