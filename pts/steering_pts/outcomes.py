@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from steering_engine.engine.sampling import uniform
-from steering_engine.model import SteeredModel
 from steering_pts.data import Problem
 from steering_pts.ledger import Ledger
 from steering_pts.ledger.records import CompletionRecord, RolloutKey, RolloutRecord
@@ -28,10 +27,6 @@ SAVE_EVERY = 1024
 
 class Parts(Protocol):
     """What of a run rollouts need; a `Discovery` has it."""
-
-    @property
-    def model(self) -> SteeredModel:
-        """Decodes."""
 
     @property
     def source(self) -> RolloutSource:

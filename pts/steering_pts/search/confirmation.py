@@ -79,7 +79,8 @@ def sizes(
 
 
 def _spread(rate: float) -> float:
-    return math.sqrt(min(max(rate, 0.03), 0.97) * (1 - min(max(rate, 0.03), 0.97)))
+    bounded = min(max(rate, 0.03), 0.97)
+    return math.sqrt(bounded * (1 - bounded))
 
 
 def confirmation(
