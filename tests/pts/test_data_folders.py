@@ -45,7 +45,7 @@ def script(tmp_path: Path) -> Script:
             [sys.executable, "-c", f"from steering_pts.data import DataOptions, load_problems\n{code}"],
             cwd=tmp_path,
             env=os.environ
-            | {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+            | {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
             | environment,
             capture_output=True,
             text=True,
