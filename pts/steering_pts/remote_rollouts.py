@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from steering_client import AsyncClient
 from steering_client.errors import (
@@ -17,9 +16,8 @@ from steering_client.errors import (
 )
 from steering_engine.engine.text import TextStream
 from steering_engine.model import SteeredModel
-from steering_pts.concurrency import map_concurrently
 from steering_pts.errors import EndpointError
-from steering_pts.rollouts import Rollout, RolloutRequest
+from steering_pts.rollouts import ConcurrentRollouts, Rollout, RolloutRequest
 from steering_pts.settings import SamplerSettings
 from steering_spec import FinishReason, ModelInfo, PromptIds, SamplingParams
 
@@ -32,12 +30,12 @@ _PATIENCE_SECONDS: Final = 60.0
 _TRANSIENT: Final = (UnavailableError, ResourceExhaustedError)
 
 
-class RemoteRollouts:
+class RemoteRollouts(ConcurrentRollouts):
     """Rollouts through steering servers that share the work, from synchronous code; a `RolloutSource`.
 
     A server that is full or not to be reached is left alone for a while, and its requests go to the others; when it
-    has answered nothing for the time of its patience, it is given up for good. A context manager: it owns the
-    connections and their event loop.
+    has answered nothing for the time of its patience, it is given up for good. `sample` raises EndpointError where no
+    server is left, or one refused a request; what was kept of the run can be continued.
     """
 
     def __init__(
@@ -58,10 +56,10 @@ class RemoteRollouts:
         Raises:
             EndpointError: A server is not to be reached or serves something else; all such servers at once.
         """
+        super().__init__()
         self._sampler = sampler
         self._tokenizer = model.loaded.tokenizer
         self._patience = patience
-        self._runner = asyncio.Runner()
         self._servers: list[_Server] = []
         try:
             self._runner.run(self._connect(endpoints, model.info))
@@ -69,32 +67,15 @@ class RemoteRollouts:
             self.close()
             raise
 
-    def sample(
-        self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None = None
-    ) -> list[Rollout]:
-        """See `RolloutSource.sample`.
-
-        Raises:
-            EndpointError: No server is left, or one refused a request; what was kept of the run can be continued.
-        """
-        return self._runner.run(self._sample_all(requests, on_done))
+    @property
+    def _at_once(self) -> int:
+        return _IN_FLIGHT_PER_SERVER * len(self._servers)
 
     async def _connect(self, endpoints: Sequence[str], model: ModelInfo) -> None:
         self._servers = [_Server(endpoint) for endpoint in dict.fromkeys(endpoints)]
         faults = await asyncio.gather(*(server.faults(model) for server in self._servers))
         if found := [fault for own in faults for fault in own]:
             raise EndpointError("; ".join(found))
-
-    async def _sample_all(
-        self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None
-    ) -> list[Rollout]:
-        async def one(request: RolloutRequest) -> Rollout:
-            rollout = await self._sample_one(request)
-            if on_done is not None:
-                on_done(len(rollout.ids))
-            return rollout
-
-        return await map_concurrently(one, requests, _IN_FLIGHT_PER_SERVER * len(self._servers))
 
     async def _sample_one(self, request: RolloutRequest) -> Rollout:
         end = None if request.until is None else _End(request.until, self._tokenizer)
@@ -133,14 +114,6 @@ class RemoteRollouts:
                 self._runner.run(server.close())
         finally:
             self._runner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _Server:

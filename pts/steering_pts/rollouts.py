@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from steering_engine.engine.base import EngineRequest, Sampling
 from steering_engine.errors import NotFiniteError
 from steering_engine.model import SteeredModel
+from steering_pts.closing import Closing
 from steering_pts.concurrency import map_concurrently
 from steering_pts.settings import SamplerSettings
 from steering_spec import Completion, FinishReason, GenerationSpec
@@ -64,34 +65,48 @@ class RolloutSource(Protocol):
         ...
 
 
-class EngineRollouts:
-    """Rollouts through the engine of a `SteeredModel`, from synchronous code.
+class ConcurrentRollouts(Closing):
+    """A `RolloutSource` that samples each request by itself, many at a time, from synchronous code.
 
-    A context manager: it owns the event loop that the engine's requests run on, and closes the model at the end.
+    It owns the event loop that the requests run on.
     """
 
-    def __init__(self, model: SteeredModel, sampler: SamplerSettings) -> None:
-        self._model = model
-        self._sampler = sampler
+    def __init__(self) -> None:
         self._runner = asyncio.Runner()
-        self._count = 0
+
+    @property
+    @abstractmethod
+    def _at_once(self) -> int:
+        """Requests handed over at a time."""
+
+    @abstractmethod
+    async def _sample_one(self, request: RolloutRequest) -> Rollout:
+        """The rollout of one request."""
 
     def sample(
         self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None = None
     ) -> list[Rollout]:
         """See `RolloutSource.sample`."""
-        return self._runner.run(self._sample_all(requests, on_done))
 
-    async def _sample_all(
-        self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None
-    ) -> list[Rollout]:
         async def one(request: RolloutRequest) -> Rollout:
             rollout = await self._sample_one(request)
             if on_done is not None:
                 on_done(len(rollout.ids))
             return rollout
 
-        return await map_concurrently(one, requests, _IN_FLIGHT)
+        return self._runner.run(map_concurrently(one, requests, self._at_once))
+
+
+class EngineRollouts(ConcurrentRollouts):
+    """Rollouts through the engine of a `SteeredModel`, which it closes at the end."""
+
+    _at_once = _IN_FLIGHT
+
+    def __init__(self, model: SteeredModel, sampler: SamplerSettings) -> None:
+        super().__init__()
+        self._model = model
+        self._sampler = sampler
+        self._count = 0
 
     def complete(
         self, specs: Sequence[GenerationSpec], on_done: Callable[[int], None] | None = None
@@ -139,11 +154,3 @@ class EngineRollouts:
             self._runner.run(self._model.close())
         finally:
             self._runner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -7,9 +7,9 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
+from steering_pts.closing import Closing
 from steering_pts.data import Problem
 from steering_pts.errors import LedgerError
 from steering_pts.ledger.export import pivot_lines, write_atomically
@@ -54,7 +54,7 @@ _ADVICE: Final = {
 }
 
 
-class LedgerReader:
+class LedgerReader(Closing):
     """What a ledger holds; every method raises LedgerError where the file can't be read.
 
     Used from the thread that opened it.
@@ -64,17 +64,6 @@ class LedgerReader:
         """Wraps an open connection; `Ledger.read` and `Ledger.open` make these."""
         self.path = path
         self._connection = connection
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""

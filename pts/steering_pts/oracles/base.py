@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
+from steering_pts.closing import Closing
 from steering_pts.data import Problem
 from steering_pts.settings import JsonValue
 
@@ -50,7 +51,7 @@ class Judgement:
         return cls(Verdict.CENSORED, extracted, explanation, failed=True)
 
 
-class Oracle(ABC):
+class Oracle(Closing):
     """Judges completions, each on its own text alone.
 
     An oracle's options are the keyword arguments of its constructor, which are checked against their annotations when
@@ -95,5 +96,5 @@ class Oracle(ABC):
         del problem
         return None
 
-    def close(self) -> None:  # noqa: B027  # most oracles hold nothing
-        """Ends what the oracle holds."""
+    def close(self) -> None:
+        """Ends what the oracle holds; most hold nothing."""

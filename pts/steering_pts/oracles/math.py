@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from functools import lru_cache
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from steering_pts.data import Problem
 from steering_pts.oracles.base import AnswerWatcher, Judgement, Oracle, Verdict
@@ -70,17 +69,6 @@ class MathOracle(Oracle):
     def close(self) -> None:
         """Ends the comparing process, if one was started."""
         self._worker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _compare_once(self, gold: str, answer: str) -> tuple[Verdict, str]:
         try:

@@ -8,8 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -146,17 +145,6 @@ class PythonOracle(Oracle):
     def close(self) -> None:
         """Ends the processes and removes their folders."""
         self._sandbox.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _judgement(self, key: tuple[Suite, str], result: SandboxResult) -> Judgement:
         program, limit, report = key[1], result.outcome.limit, result.report
