@@ -17,15 +17,17 @@ async def map_concurrently(
 
     A task group raises its errors in a group of their own, which no caller who expects `EngineError` would catch.
     """
-    gate = asyncio.Semaphore(at_once)
+    results: dict[int, Result] = {}
+    left = iter(enumerate(items))
 
-    async def one(item: Item) -> Result:
-        async with gate:
-            return await function(item)
+    async def work() -> None:
+        for index, item in left:  # all workers take from the same iterator
+            results[index] = await function(item)
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in items]
+            for _ in range(min(at_once, len(items))):
+                group.create_task(work())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from errors
-    return [task.result() for task in tasks]
+    return [results[index] for index in range(len(items))]

@@ -11,16 +11,17 @@ from dataclasses import dataclass
 
 from steering_engine.model import SteeredModel
 from steering_pts.data import Problem
+from steering_pts.keeping import sample_and_keep
 from steering_pts.ledger import Ledger
 from steering_pts.ledger.records import CompletionRecord, ScoreRecord
 from steering_pts.oracles.base import Oracle, Verdict
 from steering_pts.oracles.registry import judge_all
-from steering_pts.outcomes import SAVE_EVERY, Outcomes, known_outcomes
+from steering_pts.outcomes import Outcomes, known_outcomes
 from steering_pts.pivots import SentenceUnit, TokenUnit, Unit, select_pivots
 from steering_pts.progress import RunProgress
-from steering_pts.rollouts import RolloutRequest, RolloutSource
+from steering_pts.rollouts import Rollout, RolloutRequest, RolloutSource
 from steering_pts.scoring import score_completions
-from steering_pts.search import Search, Trace
+from steering_pts.search import Search, Trace, repeated_lengths
 from steering_pts.search.confirmation import CONFIRM
 from steering_pts.search.exploration import EXPLORE
 from steering_pts.seeds import derive_seed
@@ -73,7 +74,8 @@ class Discovery:
             if search.stage != stage or not asks:
                 continue
             self.ledger.add_nominees(search.nominees)
-            with self.progress.phase(name, search.wanted) as advance:
+            known = self.ledger.summary().stages.get(stage, 0)
+            with self.progress.phase(name, search.wanted, known, at_most=stage == EXPLORE) as advance:
                 while asks and search.stage == stage:
                     search.tell(outcomes.of(asks, advance))
                     asks = search.asks()
@@ -87,42 +89,37 @@ class Discovery:
         wanted = [(problem, index) for problem in problems for index in range(self.search.base_rollouts)]
         known = {(record.problem_id, record.index): record for record in self.ledger.completions()}
         missing = [(problem, index) for problem, index in wanted if (problem.id, index) not in known]
-        with self.progress.phase("sampling completions", len(missing)) as advance:
-            for start in range(0, len(missing), SAVE_EVERY):
-                batch = missing[start : start + SAVE_EVERY]
-                prompts = [self.prompts[problem.id] for problem, _ in batch]
-                seeds = [derive_seed(self.seed, problem.id, index, "base") for problem, index in batch]
-                requests = [
-                    RolloutRequest(prompt, self.room(prompt), seed, until=until_for(self.oracle, problem, ""))
-                    for (problem, _), prompt, seed in zip(batch, prompts, seeds, strict=True)
-                ]
-                rollouts = self.source.sample(requests, advance)
-                judgements = judge_all(
-                    self.oracle,
-                    [
-                        (problem, self.text(r.ids), r.truncated)
-                        for (problem, _), r in zip(batch, rollouts, strict=True)
-                    ],
+        seeds = [derive_seed(self.seed, problem.id, index, "base") for problem, index in missing]
+        prompts = [self.prompts[problem.id] for problem, _ in missing]
+        requests = [
+            RolloutRequest(prompt, self.room(prompt), seed, until=until_for(self.oracle, problem, ""))
+            for (problem, _), prompt, seed in zip(missing, prompts, seeds, strict=True)
+        ]
+
+        def keep(finished: Sequence[tuple[int, Rollout]]) -> None:
+            judgements = judge_all(
+                self.oracle, [(missing[at][0], self.text(r.ids), r.truncated) for at, r in finished]
+            )
+            records = [
+                CompletionRecord(
+                    id=f"{missing[at][0].id}-{missing[at][1]}",
+                    problem_id=missing[at][0].id,
+                    index=missing[at][1],
+                    seed=seeds[at],
+                    prompt_ids=prompts[at],
+                    ids=rollout.ids,
+                    verdict=judgement.verdict,
+                    extracted=judgement.extracted,
+                    finish_reason=rollout.finish_reason.value,
+                    failed=judgement.failed,
                 )
-                records = [
-                    CompletionRecord(
-                        id=f"{problem.id}-{index}",
-                        problem_id=problem.id,
-                        index=index,
-                        seed=seed,
-                        prompt_ids=prompt,
-                        ids=rollout.ids,
-                        verdict=judgement.verdict,
-                        extracted=judgement.extracted,
-                        finish_reason=rollout.finish_reason.value,
-                        failed=judgement.failed,
-                    )
-                    for (problem, index), prompt, seed, rollout, judgement in zip(
-                        batch, prompts, seeds, rollouts, judgements, strict=True
-                    )
-                ]
-                self.ledger.add_completions(records)
-                known.update({(record.problem_id, record.index): record for record in records})
+                for (at, rollout), judgement in zip(finished, judgements, strict=True)
+            ]
+            self.ledger.add_completions(records)
+            known.update({(record.problem_id, record.index): record for record in records})
+
+        with self.progress.phase("sampling completions", len(wanted), len(known)) as advance:
+            sample_and_keep(self.source, requests, keep, advance)
         return [known[problem.id, index] for problem, index in wanted]
 
     def _undecided(self, completions: Sequence[CompletionRecord]) -> list[CompletionRecord]:
@@ -135,8 +132,9 @@ class Discovery:
             successes = sum(c.verdict is Verdict.CORRECT for c in own)
             failures = sum(c.verdict is Verdict.INCORRECT for c in own)
             if beta_posterior_between(successes, failures, self.search.low, self.search.high) >= 0.5:
-                judged = [c for c in own if c.verdict is not Verdict.CENSORED]
-                kept += judged[: self.search.completions_per_problem]
+                judged = {c.ids: c for c in reversed(own) if c.verdict is not Verdict.CENSORED}
+                distinct = sorted(judged.values(), key=lambda c: c.index)
+                kept += distinct[: self.search.completions_per_problem]
         return kept
 
     def _score(self, kept: Sequence[CompletionRecord], all_: Sequence[CompletionRecord]) -> list[Trace]:
@@ -154,6 +152,11 @@ class Discovery:
         of_problem: dict[str, list[CompletionRecord]] = {}
         for completion in all_:
             of_problem.setdefault(completion.problem_id, []).append(completion)
+        repeats: dict[str, int] = {}
+        for problem_id in of_problem:
+            own = [completion for completion in kept if completion.problem_id == problem_id]
+            lengths = repeated_lengths([completion.ids for completion in own])
+            repeats.update(zip((completion.id for completion in own), lengths, strict=True))
         unit = self._unit()
         return [
             Trace(
@@ -162,6 +165,7 @@ class Discovery:
                 succeeded=completion.verdict is Verdict.CORRECT,
                 spans=unit.spans(completion.ids),
                 known=known_outcomes(completion, of_problem[completion.problem_id]),
+                repeats=repeats[completion.id],
             )
             for completion in kept
         ]

@@ -8,21 +8,22 @@ from typing import Protocol
 
 from steering_engine.engine.sampling import uniform
 from steering_pts.data import Problem
+from steering_pts.keeping import sample_and_keep
 from steering_pts.ledger import Ledger
 from steering_pts.ledger.records import CompletionRecord, RolloutKey, RolloutRecord
 from steering_pts.oracles.base import Oracle
 from steering_pts.oracles.registry import judge_all
 from steering_pts.pivots import first_difference
 from steering_pts.progress import Advance
-from steering_pts.rollouts import RolloutRequest, RolloutSource
+from steering_pts.rollouts import Rollout, RolloutRequest, RolloutSource
 from steering_pts.search import Outcome, Trace
 from steering_pts.search.confirmation import CONFIRM
 from steering_pts.seeds import derive_seed
 from steering_pts.settings import SamplerSettings
 from steering_pts.watching import until_for
 
-SAVE_EVERY = 1024
-"""Rollouts sampled between two commits: what a kill can cost."""
+_MOST_AT_ONCE = 8192
+"""Rollouts asked for at once: their prefixes take memory."""
 
 
 class Parts(Protocol):
@@ -75,17 +76,26 @@ class Outcomes:
         ledger = self.parts.ledger
         records = ledger.find_rollouts(keys)
         missing = [key for key in keys if key not in records]
-        for start in range(0, len(missing), SAVE_EVERY):
-            made = self._make(missing[start : start + SAVE_EVERY], advance)
-            ledger.add_rollouts(made)
-            records.update({record.key: record for record in made})
+        for start in range(0, len(missing), _MOST_AT_ONCE):
+            for record in self._make(missing[start : start + _MOST_AT_ONCE], advance):
+                records[record.key] = record
         return {key: self._outcome(records[key]) for key in keys}
 
     def _make(self, keys: Sequence[RolloutKey], advance: Advance) -> list[RolloutRecord]:
-        places = [self._leaves_at(key) for key in keys]
-        requests = [self._request(key, place) for key, place in zip(keys, places, strict=True)]
-        rollouts = self.parts.source.sample(requests, advance)
-        owns = [self.completions[key.completion_id] for key in keys]
+        requests = [self._request(key, self._leaves_at(key)) for key in keys]
+        made: list[RolloutRecord] = []
+
+        def keep(finished: Sequence[tuple[int, Rollout]]) -> None:
+            records = self._judged([(keys[index], rollout) for index, rollout in finished])
+            self.parts.ledger.add_rollouts(records)
+            made.extend(records)
+
+        sample_and_keep(self.parts.source, requests, keep, advance)
+        return made
+
+    def _judged(self, finished: Sequence[tuple[RolloutKey, Rollout]]) -> list[RolloutRecord]:
+        places = [self._leaves_at(key) for key, _ in finished]
+        owns = [self.completions[key.completion_id] for key, _ in finished]
         judgements = judge_all(
             self.parts.oracle,
             [
@@ -94,7 +104,7 @@ class Outcomes:
                     self.parts.text((*own.ids[:place], *rollout.ids)),
                     rollout.truncated,
                 )
-                for own, place, rollout in zip(owns, places, rollouts, strict=True)
+                for own, place, (_, rollout) in zip(owns, places, finished, strict=True)
             ],
         )
         return [
@@ -107,9 +117,7 @@ class Outcomes:
                 tokens=len(rollout.ids),
                 failed=judgement.failed,
             )
-            for key, own, place, rollout, judgement in zip(
-                keys, owns, places, rollouts, judgements, strict=True
-            )
+            for (key, rollout), own, place, judgement in zip(finished, owns, places, judgements, strict=True)
         ]
 
     def _request(self, key: RolloutKey, place: int) -> RolloutRequest:

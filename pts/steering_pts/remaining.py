@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steering_pts.ledger import LedgerReader
+from steering_pts.ledger.records import CompletionRecord
+from steering_pts.search import candidates, repeated_lengths
+from steering_pts.search.exploration import budget_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +32,26 @@ def wanted_of(ledger: LedgerReader) -> Wanted:
         float(str(settings.get(f"search.{name}", 0)))
         for name in ("base_rollouts", "budget", "explore_share", "tau")
     )
-    # In sentences, next to everything is a candidate; in tokens, what the screen leaves.
-    in_tokens = settings.get("search.unit") != "sentence"
-    searched = sum(
-        not in_tokens or min(score.probabilities, default=1.0) <= 1 - tau for score in ledger.scores()
-    )
-    nominees = ledger.nominees()
+    counts = _searched(ledger, tau)
+    # In sentences, next to everything is a candidate, and there are few; in tokens, what the screen leaves.
+    if settings.get("search.unit") == "sentence":
+        counts = [1] * len(counts)
     return Wanted(
         completions=round(base * len(ledger.problems())),
-        explore=int(budget * share * searched),
-        confirm=sum(nominee.on_path + nominee.alternative for nominee in nominees),
+        explore=int(int(sum(budget_for(count, int(budget)) for count in counts)) * share),
+        confirm=sum(nominee.on_path + nominee.alternative for nominee in ledger.nominees()),
     )
+
+
+def _searched(ledger: LedgerReader, tau: float) -> list[int]:
+    """How many candidates of its own each completion has that is searched."""
+    probabilities = {score.completion_id: score.probabilities for score in ledger.scores()}
+    by_problem: dict[str, list[CompletionRecord]] = {}
+    for completion in ledger.completions():
+        if completion.id in probabilities:
+            by_problem.setdefault(completion.problem_id, []).append(completion)
+    return [
+        sum(position >= repeated for position in candidates(probabilities[completion.id], tau))
+        for own in by_problem.values()
+        for completion, repeated in zip(own, repeated_lengths([c.ids for c in own]), strict=True)
+    ]

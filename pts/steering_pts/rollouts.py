@@ -55,13 +55,15 @@ class Rollout:
         return self.finish_reason is FinishReason.LENGTH
 
 
+OnDone = Callable[[int, Rollout], None]
+"""Hears of a finished rollout, with the index of its request."""
+
+
 class RolloutSource(Protocol):
     """Samples completions; results come in the order of the requests."""
 
-    def sample(
-        self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None = None
-    ) -> list[Rollout]:
-        """Samples all requests; `on_done` hears of every finished one with its count of tokens."""
+    def sample(self, requests: Sequence[RolloutRequest], on_done: OnDone | None = None) -> list[Rollout]:
+        """Samples all requests; `on_done` hears of every one as it finishes, and what it raises ends the sampling."""
         ...
 
 
@@ -83,18 +85,17 @@ class ConcurrentRollouts(Closing):
     async def _sample_one(self, request: RolloutRequest) -> Rollout:
         """The rollout of one request."""
 
-    def sample(
-        self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None = None
-    ) -> list[Rollout]:
+    def sample(self, requests: Sequence[RolloutRequest], on_done: OnDone | None = None) -> list[Rollout]:
         """See `RolloutSource.sample`."""
 
-        async def one(request: RolloutRequest) -> Rollout:
+        async def one(numbered: tuple[int, RolloutRequest]) -> Rollout:
+            index, request = numbered
             rollout = await self._sample_one(request)
             if on_done is not None:
-                on_done(len(rollout.ids))
+                on_done(index, rollout)
             return rollout
 
-        return self._runner.run(map_concurrently(one, requests, self._at_once))
+        return self._runner.run(map_concurrently(one, list(enumerate(requests)), self._at_once))
 
 
 class EngineRollouts(ConcurrentRollouts):

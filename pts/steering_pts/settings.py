@@ -66,11 +66,12 @@ class SearchSettings:
         low: A problem is kept when P(low < P(success) < high) is at least one half.
         high: See `low`.
         completions_per_problem: Completions searched of each problem that is kept.
-        budget: Rollouts for each completion on the average of the run; the most ambiguous completions get more.
-        explore_share: At most this share of the budget goes to exploration, apart from the first rollouts of every
-            candidate.
+        budget: Rollouts for each completion of up to 70 candidates, for longer ones in proportion; on the average of
+            the run, for the most ambiguous completions get more. It is never exceeded.
+        explore_share: At most this share of the budget goes to exploration.
         explore_first: Alternatives of every candidate to begin with; 0 means half of exploration, 2 to 8 each.
         explore_batch: Rollouts that an ambiguous candidate gets at a time.
+        explore_most: Most rollouts of one candidate; if it is ambiguous still, its confirmation settles it.
         explore_widest: At most so many candidates of a completion get rollouts in one round.
         ambiguity: A candidate whose P(|effect| >= tau) is this far from 0 and 1 is explored further.
         rho: Share of candidates whose effect may have any size, before anything is known.
@@ -95,6 +96,7 @@ class SearchSettings:
     explore_share: float = 0.65
     explore_first: int = 0
     explore_batch: int = 8
+    explore_most: int = 192
     explore_widest: int = 4
     ambiguity: float = 0.02
     rho: float = 0.1
@@ -128,8 +130,9 @@ class SearchSettings:
         _require(
             self.explore_first >= 0, f"explore_first is {self.explore_first}; expected 0 (automatic) or more"
         )
-        counts = ("base_rollouts", "completions_per_problem", "budget", "explore_batch", "explore_widest")
-        for name in (*counts, "confirm_least"):
+        searched = ("base_rollouts", "completions_per_problem", "budget", "confirm_least")
+        explored = ("explore_batch", "explore_most", "explore_widest")
+        for name in (*searched, *explored):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
         _require(
             self.confirm_least <= self.confirm_most,

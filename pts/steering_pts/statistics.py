@@ -42,12 +42,13 @@ Draws = tuple[int, int]
 
 
 def contrast_p(first: Draws, second: Draws, weights: tuple[float, float], margin: float) -> float:
-    """One-sided p-value of w1 p1 - w2 p2 <= margin, by the score test.
+    """One-sided p-value of w1 p1 - w2 p2 <= margin, by the score test; where one weight is 0, by the binomial test.
 
     z = (w1 x1/n1 - w2 x2/n2 - margin) / sqrt(w1^2 q1 (1 - q1)/n1 + w2^2 q2 (1 - q2)/n2), where (q1, q2) maximise the
     likelihood among all pairs with w1 q1 - w2 q2 = margin; p = P(Normal(0, 1) >= z). With both weights 1 it is the
     test of C. P. Farrington and G. Manning, "Test statistics and sample size formulae for comparative binomial trials
     with null hypothesis of non-zero risk difference or non-unity relative risk", Statistics in Medicine 9 (1990).
+    Of one rate alone the same score is up to six times too bold for a dozen draws, and the exact test costs nothing.
 
     Ours, because statsmodels has it for differences only, and its `score_test_proportions_2indep` doesn't maximise
     that likelihood for a margin other than 0 (https://github.com/statsmodels/statsmodels/issues/10269).
@@ -72,10 +73,13 @@ def contrast_p(first: Draws, second: Draws, weights: tuple[float, float], margin
         raise ValueError(f"a margin of {margin} is exceeded whatever is drawn; expected at least {-w2}")
     if margin >= w1:
         return 1.0
-    p1, p2 = x1 / n1 if n1 else 0.0, x2 / n2 if n2 else 0.0
+    if w2 == 0:
+        return float(stats.binom.sf(x1 - 1, n1, max(margin / w1, 0.0)))
+    if w1 == 0:
+        return float(stats.binom.cdf(x2, n2, min(-margin / w2, 1.0)))
     q1, q2 = _constrained_rates(first, second, weights, margin)
-    variance = w1**2 * q1 * (1 - q1) / max(n1, 1) + w2**2 * q2 * (1 - q2) / max(n2, 1)
-    excess = w1 * p1 - w2 * p2 - margin
+    variance = w1**2 * q1 * (1 - q1) / n1 + w2**2 * q2 * (1 - q2) / n2
+    excess = w1 * (x1 / n1) - w2 * (x2 / n2) - margin
     if (
         variance <= 0
     ):  # the null leaves only sure events: what was drawn is one (z = 0/0), or can't be under it
@@ -201,10 +205,6 @@ def _constrained_rates(
     Along that line the log-likelihood is concave, so its maximum is where the derivative changes its sign.
     """
     (x1, n1), (x2, n2), (w1, w2) = first, second, weights
-    if w2 == 0:
-        return margin / w1, 0.0
-    if w1 == 0:
-        return 0.0, -margin / w2
     low, high = max(0.0, -margin / w2), min(1.0, (w1 - margin) / w2)
 
     def first_rate(q2: float) -> float:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import xlogy
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from steering_pts.statistics import Draws, contrast_interval, contrast_p
@@ -110,16 +110,21 @@ def test_without_a_margin_it_pools_both_samples() -> None:
     assert contrast_p((9, 20), (3, 30), BOTH, 0.0) == pytest.approx(1 - NormalDist().cdf(z), abs=1e-12)
 
 
-def test_a_side_of_weight_zero_leaves_the_score_test_of_one_rate() -> None:
-    z = (0.8 * 18 / 24 - 0.4) / (0.8 * math.sqrt(0.5 * 0.5 / 24))
+def test_a_side_of_weight_zero_leaves_the_exact_test_of_the_other() -> None:
+    first = contrast_p((18, 24), (0, 0), (0.8, 0.0), 0.4)
+    second = contrast_p((0, 0), (3, 24), (0.0, 1.0), -0.6)
 
-    assert contrast_p((18, 24), (0, 0), (0.8, 0.0), 0.4) == pytest.approx(1 - NormalDist().cdf(z), abs=1e-12)
+    assert first == pytest.approx(binomtest(18, 24, 0.5, alternative="greater").pvalue, rel=1e-9)
+    assert second == pytest.approx(binomtest(3, 24, 0.6, alternative="less").pvalue, rel=1e-9)
 
 
-def test_what_is_known_of_the_first_side_is_a_margin_for_the_other() -> None:
-    z = (0.6 - 3 / 24) / math.sqrt(0.6 * 0.4 / 24)
+@given(st.integers(1, 96), st.floats(0.01, 0.99), st.floats(0.001, 0.2))
+def test_of_one_rate_alone_it_never_rejects_more_often_than_it_says(
+    n: int, rate: float, level: float
+) -> None:
+    p_values = np.array([contrast_p((0, 0), (x, n), (0.0, 1.0), -rate) for x in range(n + 1)])
 
-    assert contrast_p((0, 0), (3, 24), (0.0, 1.0), -0.6) == pytest.approx(1 - NormalDist().cdf(z), abs=1e-12)
+    assert outcomes(n, rate)[p_values <= level].sum() <= level + 1e-9
 
 
 @pytest.mark.parametrize("margin", [0.0, 1e-9, 0.1, 0.125, 0.5, 0.9, 0.999999, 1 - 1e-12, 1.0, 2.5])
@@ -150,7 +155,7 @@ def test_nothing_exceeds_all_that_the_first_side_can_give(
 
 def test_one_failure_of_the_other_side_refutes_that_it_always_succeeds() -> None:
     # A contrast of -1 or less leaves no other rate than 1.
-    assert contrast_p((0, 0), (24, 24), (0.0, 1.0), -1.0) == 0.5
+    assert contrast_p((0, 0), (24, 24), (0.0, 1.0), -1.0) == 1.0
     assert contrast_p((0, 0), (23, 24), (0.0, 1.0), -1.0) == 0.0
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steering_engine.model import SteeredModel
-from steering_pts import outcomes
+from steering_pts import keeping
 from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
 from steering_pts.data import Problem, load_problems
 from steering_pts.discovery import Discovery
@@ -21,7 +21,7 @@ from steering_pts.oracles.registry import make_oracle
 from steering_pts.pivots import divergence
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
-from steering_pts.rollouts import Rollout, RolloutRequest, RolloutSource
+from steering_pts.rollouts import OnDone, Rollout, RolloutRequest, RolloutSource
 from steering_pts.settings import SamplerSettings, SearchSettings
 from steering_pts.statistics import beta_posterior_between
 from tests.support.pts import (
@@ -53,13 +53,32 @@ class Interrupted:
         self._source = source
         self._calls = calls
 
-    def sample(
-        self, requests: Sequence[RolloutRequest], on_done: Callable[[int], None] | None = None
-    ) -> list[Rollout]:
+    def sample(self, requests: Sequence[RolloutRequest], on_done: OnDone | None = None) -> list[Rollout]:
         if self._calls == 0:
             raise SourceGaveUpError
         self._calls -= 1
         return self._source.sample(requests, on_done)
+
+
+class Breaking:
+    """A source that breaks after so many rollouts of its second call."""
+
+    def __init__(self, source: RolloutSource, rollouts: int) -> None:
+        self._source = source
+        self._left = rollouts
+        self._calls = 0
+
+    def sample(self, requests: Sequence[RolloutRequest], on_done: OnDone | None = None) -> list[Rollout]:
+        self._calls += 1
+
+        def break_off(index: int, rollout: Rollout) -> None:
+            if self._calls == 2 and self._left == 0:
+                raise SourceGaveUpError
+            self._left -= self._calls == 2
+            if on_done is not None:
+                on_done(index, rollout)
+
+        return self._source.sample(requests, break_off)
 
 
 def always_right(_problem: Problem, _completion: str) -> bool:
@@ -82,13 +101,14 @@ def discover(
     search: SearchSettings = SEARCH,
     problems: Sequence[Problem] = PROBLEMS,
     seed: int = 0,
+    wrapped: Callable[[RolloutSource], RolloutSource] = lambda source: source,
 ) -> bytes:
     """Runs a discovery whose source gives up after some calls; returns `pivots.jsonl` when it didn't."""
     prompts = encode_prompts(model, problems, raw=False)
     judge = make_oracle(oracle)
     run = RunFolder(folder)
     with rollouts_of(model, sampler) as source, Ledger.open(run.ledger, {"seed": seed}) as ledger:
-        limited = Interrupted(source, calls)
+        limited = wrapped(Interrupted(source, calls))
         Discovery(model, prompts, limited, judge, ledger, sampler, search, seed, QUIET).run(problems)
         tokenizer = model.loaded.tokenizer
         ledger.export_pivots_jsonl(run.pivots, lambda ids: str(tokenizer.decode(list(ids))))
@@ -317,7 +337,7 @@ def test_a_run_that_is_interrupted_at_every_call_ends_with_the_same_pivots(
 def test_pivots_do_not_depend_on_how_often_is_saved(
     finished: Path, model: SteeredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outcomes, "SAVE_EVERY", 37)
+    monkeypatch.setattr(keeping, "SAVE_EVERY", 37)
 
     assert discover(tmp_path, model) == RunFolder(finished).pivots.read_bytes()
 
@@ -331,6 +351,17 @@ def test_an_interrupted_run_keeps_what_it_has(model: SteeredModel, tmp_path: Pat
     assert sum(summary.completions.values()) == len(PROBLEMS) * SEARCH.base_rollouts
     assert sum(summary.rollouts.values()) > 0
     assert not RunFolder(tmp_path).pivots.exists()
+
+
+def test_what_was_finished_when_sampling_broke_off_is_kept(
+    finished: Path, model: SteeredModel, tmp_path: Path
+) -> None:
+    with pytest.raises(SourceGaveUpError):
+        discover(tmp_path, model, wrapped=lambda source: Breaking(source, 11))
+    with RunFolder(tmp_path).read() as ledger:
+        assert sum(ledger.summary().rollouts.values()) == 11
+
+    assert discover(tmp_path, model) == RunFolder(finished).pivots.read_bytes()
 
 
 def test_a_finished_run_that_is_begun_again_samples_nothing(finished: Path, model: SteeredModel) -> None:

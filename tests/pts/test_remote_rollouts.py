@@ -95,11 +95,11 @@ def test_they_are_those_of_the_engine_here(
     assert remote(model, [server], sampler) == local(model, sampler)
 
 
-def test_every_finished_one_is_told_with_its_tokens(model: SteeredModel, server: LiveServer) -> None:
-    counts: list[int] = []
+def test_every_finished_one_is_told(model: SteeredModel, server: LiveServer) -> None:
+    told: dict[int, Rollout] = {}
     with RemoteRollouts([server.address], model, SAMPLER) as source:
-        rollouts = source.sample(REQUESTS, counts.append)
-    assert sorted(counts) == sorted(len(rollout.ids) for rollout in rollouts)
+        rollouts = source.sample(REQUESTS, told.__setitem__)
+    assert [told[index] for index in range(len(REQUESTS))] == rollouts
 
 
 def test_several_servers_share_the_work(model: SteeredModel, server: LiveServer, ending_folder: Path) -> None:

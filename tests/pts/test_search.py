@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from steering_pts.ledger.records import ConfirmationRecord, RolloutKey
 from steering_pts.oracles.base import Verdict
@@ -12,7 +16,7 @@ from steering_pts.settings import SearchSettings
 from steering_pts.statistics import benjamini_hochberg
 from tests.support.simulation import Simulation, finished, planted
 
-SETTINGS = SearchSettings(budget=300)
+SETTINGS = SearchSettings(budget=400)
 SEVERAL = planted(60, forks=range(0, 60, 12), effects={5: 0.3, 20: -0.3, 40: 0.45})
 OPPOSITE = planted(60, forks=range(0, 60, 12), effects={10: -0.35, 11: 0.35, 30: 0.4})
 NOTHING = planted(40, forks=range(0, 40, 5), effects={})
@@ -152,6 +156,62 @@ def test_fresh_rollouts_shrink_to_what_is_left_of_the_budget() -> None:
         n.on_path + n.alternative for n in rich.nominees
     )
     assert min(n.alternative for n in search.nominees) >= settings.confirm_least
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 100))
+def test_no_budget_is_exceeded_and_the_least_certain_nominees_are_left_out(
+    budget: int, confirm_least: int, seed: int
+) -> None:
+    made = 0
+
+    def answer(key: RolloutKey) -> Outcome:
+        nonlocal made
+        made += 1
+        return SEVERAL.roll(key, seed)
+
+    search = finished(
+        [SEVERAL.trace()], SearchSettings(budget=budget, confirm_least=confirm_least, nominate=0.05), answer
+    )
+
+    affordable = [n for n in search.nominees if n.alternative]
+    left_out = [n for n in search.nominees if not n.alternative]
+    assert made <= budget
+    assert [(c.completion_id, c.position) for c in search.confirmations] == [
+        (n.completion_id, n.position) for n in affordable
+    ]
+    assert not any(n.on_path for n in left_out)
+    assert min((n.posterior for n in affordable), default=1.0) >= max(
+        (n.posterior for n in left_out), default=0.0
+    )
+
+
+def test_a_token_that_another_completion_has_after_the_same_prefix_is_searched_once() -> None:
+    effects = SEVERAL.effects()
+    first, second = SEVERAL.trace("a"), replace(SEVERAL.trace("b"), repeats=30)
+    asked: list[RolloutKey] = []
+
+    def answer(key: RolloutKey) -> Outcome:
+        asked.append(key)
+        return SEVERAL.roll(key)
+
+    search = finished([first, second], SETTINGS, answer)
+
+    assert {key.position for key in asked if key.completion_id == "b"} <= set(range(30, 60))
+    assert {(n.completion_id, n.position) for n in search.nominees} == {
+        ("a", 5),
+        ("a", 20),
+        ("a", 40),
+        ("b", 40),
+    }
+    assert [k for k in range(60) if abs(effects[k]) > 0.2] == [5, 20, 40]
+
+
+def test_a_completion_that_repeats_another_one_asks_for_nothing() -> None:
+    repeated = replace(SEVERAL.trace("b"), repeats=60)
+
+    search = Search([SEVERAL.trace("a"), repeated], SETTINGS)
+
+    assert {key.completion_id for key in search.asks()} == {"a"}
 
 
 def test_a_nominee_whose_rollouts_were_all_censored_stays_in_the_correction_with_no_effect() -> None:

@@ -265,8 +265,10 @@ def test_asking_or_releasing_in_between_changes_nothing(
 
 def test_large_effects_are_evidence_of_a_prior_with_more_of_them() -> None:
     steps = candidates([0.3])
-    large, _ = chain(steps, [(0, 30, 0)]).prior_evidence()
-    small, _ = chain(steps, [(30, 0, 0)]).prior_evidence()
+    large, _ = chain(steps, [(0, 30, 0)]).prior_evidence(np.array([True]))
+    small, _ = chain(steps, [(30, 0, 0)]).prior_evidence(np.array([True]))
+    none, _ = chain(steps, [(0, 30, 0)]).prior_evidence(np.array([False]))
 
     assert large > 0.99
     assert small < 0.1
+    assert none == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
@@ -67,8 +68,18 @@ def test_the_first_round_takes_half_of_exploration_in_its_limits(candidates: int
     assert len(asks) == candidates * each
 
 
+def test_where_the_first_round_would_exceed_exploration_the_tokens_that_can_matter_most_get_it() -> None:
+    unlikely, likely = Trace("c", (0.7, 0.2) * 20, True), Trace("d", (0.6,) * 60, True)
+
+    asks = Exploration([likely, unlikely], SearchSettings(budget=40)).asks()
+
+    assert len(asks) == 52  # 0.65 of 2 x 40
+    assert {key.position for key in asks if key.completion_id == "c"} == set(range(1, 40, 2))
+    assert {key.position for key in asks if key.completion_id == "d"} == set(range(6))
+
+
 @settings(max_examples=8)
-@given(st.integers(0, 1000), st.integers(60, 300))
+@given(st.integers(0, 1000), st.integers(1, 300))
 def test_exploration_keeps_to_its_share_of_the_budget_of_all_completions(seed: int, budget: int) -> None:
     own = SearchSettings(budget=budget, ambiguity=0.001)
     chance = Random(seed)
@@ -77,6 +88,33 @@ def test_exploration_keeps_to_its_share_of_the_budget_of_all_completions(seed: i
     rounds = explore(traces, own, always(chance.choice([Verdict.CORRECT, Verdict.CENSORED])))
 
     assert sum(map(len, rounds)) <= own.explore_share * budget * len(traces)
+
+
+def test_a_long_completion_adds_to_the_budget_in_proportion_to_its_candidates() -> None:
+    def budget(candidates: int) -> int:
+        return Exploration([Trace("c", (0.5,) * candidates, True)], SETTINGS).budget
+
+    assert [budget(n) for n in (1, 70, 140, 700)] == [200, 200, 400, 2000]
+
+
+@pytest.mark.parametrize("most", [10, 50])
+def test_no_candidate_gets_more_than_the_most(most: int) -> None:
+    own = SearchSettings(budget=5000, explore_most=most, ambiguity=1e-9, explore_first=8)
+    traces, answer = simulated(unclear=UNCLEAR)
+
+    asks = Counter(
+        (key.completion_id, key.position) for asked in explore(traces, own, answer) for key in asked
+    )
+
+    assert max(asks.values()) == most
+
+
+def test_what_stays_ambiguous_gets_larger_batches() -> None:
+    traces, answer = simulated(unclear=UNCLEAR)
+
+    rounds = explore(traces, SearchSettings(budget=5000, ambiguity=1e-9, explore_most=500), answer)
+
+    assert len(rounds) < 16
 
 
 def test_a_completion_without_candidates_adds_nothing_to_the_budget() -> None:

@@ -29,7 +29,8 @@ Fdr = Annotated[
 Budget = Annotated[
     int,
     typer.Option(
-        help="Rollouts for each searched completion, on the average of the run.", rich_help_panel=_PANEL
+        help="Rollouts for each searched completion (long ones in proportion), on the average of the run.",
+        rich_help_panel=_PANEL,
     ),
 ]
 BaseRollouts = Annotated[
@@ -53,6 +54,10 @@ ExploreFirst = Annotated[
 ]
 ExploreBatch = Annotated[
     int, typer.Option(help="Rollouts of an ambiguous candidate at a time.", rich_help_panel=_FINE)
+]
+ExploreMost = Annotated[
+    int,
+    typer.Option(help="Most exploring rollouts of one candidate.", rich_help_panel=_FINE),
 ]
 ExploreWidest = Annotated[
     int, typer.Option(help="Candidates of a completion in one round.", rich_help_panel=_FINE)

@@ -49,7 +49,8 @@ def print_summary(folder: RunFolder, *, as_json: bool) -> None:
         "rollouts": f"{explored + confirmed:,} ({_verdicts(summary.rollouts)})",
         "tokens generated": f"{summary.completion_tokens + summary.rollout_tokens:,}",
         "oracle failures": f"{summary.oracle_failures:,}",
-        "nominees": f"{summary.nominees:,}",
+        "nominees": f"{summary.nominees:,}"
+        + (f", {summary.unaffordable:,} of them beyond the budget" if summary.unaffordable else ""),
         "pivots": f"{summary.pivots:,}" if summary.pivots or state.finished else "told when all is confirmed",
     }
     for name, value in rows.items():

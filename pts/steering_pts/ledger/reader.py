@@ -126,6 +126,7 @@ class LedgerReader(Closing):
                 rollouts=self._count_verdicts("rollouts"),
                 stages=dict(self._rows("SELECT stage, COUNT(*) FROM rollouts GROUP BY stage ORDER BY stage")),
                 nominees=self._count("nominees"),
+                unaffordable=self._number("SELECT COUNT(*) FROM nominees WHERE alternative = 0"),
                 confirmations=self._count("confirmations"),
                 pivots=self._count("pivots"),
                 completion_tokens=self._number("SELECT COALESCE(SUM(LENGTH(ids)), 0) / 4 FROM completions"),

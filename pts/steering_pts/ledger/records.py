@@ -107,7 +107,7 @@ class NomineeRecord:
 
     `sign` is +1 or -1, `posterior` is P(|effect| >= tau | exploration), `effect` its posterior mean, `explored` the
     draws that left the completion there: (successes, failures, censored). `on_path` and `alternative` are the fresh
-    rollouts that confirm it, after it and in its place.
+    rollouts that confirm it, after it and in its place; without any, the budget had nothing left for it.
     """
 
     completion_id: str
@@ -228,7 +228,7 @@ class PivotRecord:
 
 @dataclass(frozen=True, slots=True)
 class LedgerSummary:
-    """How much a ledger holds; tokens are generated ones."""
+    """How much a ledger holds; tokens are generated ones. `unaffordable` nominees had no budget left."""
 
     problems: int
     completions: dict[Verdict, int]
@@ -236,6 +236,7 @@ class LedgerSummary:
     rollouts: dict[Verdict, int]
     stages: dict[str, int]
     nominees: int
+    unaffordable: int
     confirmations: int
     pivots: int
     completion_tokens: int

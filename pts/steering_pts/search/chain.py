@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -76,17 +77,7 @@ class ValueChain:
         self.draws = np.zeros((len(steps), 3), dtype=np.int64)  # successes, failures, censored
         self._probability = np.array([step.probability for step in steps])
         self._is_candidate = np.array([step.is_candidate for step in steps], dtype=bool)
-        before, after = np.broadcast_arrays(_GRID[:, None], _GRID[None, :])
-        parts = (
-            tau - 1e-9 <= _DELTA,
-            1e-9 - tau >= _DELTA,
-            before,
-            after,
-            before**2,
-            before * after,
-            after**2,
-        )
-        self._moments = np.stack([part.astype(np.float64).ravel() for part in parts], axis=1)
+        self._moments = _moments(tau)
         self._prior = prior
         self._end = np.zeros(_POINTS)
         self._end[-1 if succeeded else 0] = 1.0
@@ -138,10 +129,13 @@ class ValueChain:
             alternative_variance=np.maximum(alternative2 - alternative**2, 0.0),
         )
 
-    def prior_evidence(self) -> tuple[float, float]:
-        """How many effects seem to be of the prior's any-size part, and the summed squares of the others."""
-        joint = self._joint()
-        large = np.minimum(self._prior.rho / _POINTS / np.exp(self._log_prior(self.candidates)), 1.0)
+    def prior_evidence(self, which: NDArray[np.bool_]) -> tuple[float, float]:
+        """How many effects seem to be of the prior's any-size part, and the summed squares of the others.
+
+        `which` of the candidates count, `[candidates]`.
+        """
+        joint = self._joint()[which]
+        large = np.minimum(self._prior.rho / _POINTS / np.exp(self._log_prior(self.candidates[which])), 1.0)
         return float((joint * large).sum()), float((joint * (1 - large) * _DELTA**2).sum())
 
     def _joint(self) -> Array:
@@ -190,6 +184,22 @@ class ValueChain:
         # A hair more, or rounding would decide on the bound, and not alike for success and failure.
         slack = _SPACING / 2 / np.maximum(1 - probability, 0.02) + 1e-9
         return np.asarray(np.log(np.where((raw < -slack) | (raw > 1 + slack), _IMPOSSIBLE, density)))
+
+
+@lru_cache(maxsize=8)
+def _moments(tau: float) -> Array:
+    """What a joint posterior is summed with to give its tails beyond tau and its moments, `[pairs, 7]`."""
+    before, after = np.broadcast_arrays(_GRID[:, None], _GRID[None, :])
+    parts = (
+        tau - 1e-9 <= _DELTA,
+        1e-9 - tau >= _DELTA,
+        before,
+        after,
+        before**2,
+        before * after,
+        after**2,
+    )
+    return np.stack([part.astype(np.float64).ravel() for part in parts], axis=1)
 
 
 def _raw_rate(probability: Array) -> Array:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from steering_pts.ledger.records import Arm, RolloutKey
 from steering_pts.oracles.base import Verdict
@@ -28,16 +29,29 @@ _LEARNING_ROUNDS = (2, 4, 8, 16)
 _MOST_KEPT_STEPS = 40_000
 """Of all completions together; beyond that (1.2 GB) their factors are computed again in every round."""
 
+_USUAL_CANDIDATES = 70
+"""What `budget` is meant for, those of 200 tokens of which 35 % were not certain; more get more, in proportion."""
+
 _KINDS = {Verdict.CORRECT: 0, Verdict.INCORRECT: 1, Verdict.CENSORED: 2}
+
+
+def budget_for(candidates: int, budget: int) -> float:
+    """Rollouts that a completion with so many candidates of its own adds to what a run may spend."""
+    return budget * max(1.0, candidates / _USUAL_CANDIDATES) if candidates else 0.0
 
 
 @dataclass(slots=True)
 class Explored:
-    """One completion under exploration."""
+    """One completion under exploration.
+
+    Attributes:
+        searched: Which of the chain's candidates are its own to search, `[candidates]`; another trace has the others.
+    """
 
     trace: Trace
     settings: SearchSettings
     chain: ValueChain = field(init=False)
+    searched: NDArray[np.bool_] = field(init=False)
     posterior: Posterior | None = field(default=None, init=False)
     _asked: dict[tuple[int, Arm], int] = field(default_factory=dict, init=False)
 
@@ -49,6 +63,8 @@ class Explored:
             tau=settings.tau,
             prior=StepPrior(settings.rho, settings.sd),
         )
+        ends = np.array([self.chain.steps[step].end for step in self.chain.candidates], dtype=np.int64)
+        self.searched = ends > self.trace.repeats
         for outcome in self.trace.known:
             self.add(outcome.divergence, outcome.verdict)
 
@@ -57,30 +73,42 @@ class Explored:
         """Positions of the candidates."""
         return tuple(self.chain.steps[step].start for step in self.chain.candidates)
 
+    @property
+    def budget(self) -> float:
+        """Rollouts that it adds to what the run may spend."""
+        return budget_for(int(self.searched.sum()), self.settings.budget)
+
     def add(self, position: int, verdict: Verdict) -> None:
         """A draw that leaves this completion at a position."""
         self.chain.add(position, _KINDS[verdict])
 
-    def first_asks(self) -> Iterator[RolloutKey]:
-        """The first rollouts: alternatives of every candidate."""
-        settings = self.settings
-        if not self.positions:
-            return
-        share = settings.budget * settings.explore_share / (2 * len(self.positions))
-        count = settings.explore_first or int(np.clip(share, 2, 8))
-        for position in self.positions:
-            yield from self._keys(position, "alternative", count)
+    def first_asks(self, position: int) -> Iterator[RolloutKey]:
+        """The first rollouts of the candidate at a position: alternatives."""
+        share = self.budget * self.settings.explore_share / (2 * self.searched.sum())
+        yield from self._keys(
+            position, "alternative", self.settings.explore_first or int(np.clip(share, 2, 8))
+        )
 
     def ambiguities(self) -> list[tuple[float, int]]:
         """(ambiguity, index) of the candidates that are still too ambiguous, the most ambiguous first."""
         self.posterior = self.chain.posterior()
         pivotal = self.posterior.pivotal
-        ambiguity = np.minimum(pivotal, 1 - pivotal)
+        ambiguity = np.where(self.searched, np.minimum(pivotal, 1 - pivotal), 0.0)
+        had = np.array([self._had(position) for position in self.positions])
+        ambiguity[had >= self.settings.explore_most] = 0.0  # confirmation settles it
         order = np.argsort(-ambiguity, kind="stable")[: self.settings.explore_widest]
         open_ = [(float(ambiguity[i]), int(i)) for i in order if ambiguity[i] >= self.settings.ambiguity]
         if not open_:
             self.chain.release()
         return open_
+
+    def batch(self, index: int) -> int:
+        """How many rollouts a candidate gets next.
+
+        What stays ambiguous after many needs many more; by the same few, rounds would be small and endless.
+        """
+        had = self._had(self.positions[index])
+        return min(max(self.settings.explore_batch, had // 2), self.settings.explore_most - had)
 
     def more_asks(self, index: int) -> Iterator[RolloutKey]:
         """More rollouts of a candidate, on the side that is known worse."""
@@ -97,13 +125,17 @@ class Explored:
             ],
         ]
         counts = [0, 0]
-        for _ in range(self.settings.explore_batch):
+        for _ in range(self.batch(index)):
             gains = [variance**2 / (variance + spread) for variance, spread in sides]
             side = 1 if can_leave_later and gains[1] > gains[0] else 0
             sides[side][0] -= gains[side]
             counts[side] += 1
         yield from self._keys(position, "alternative", counts[0])
         yield from self._keys(position, "on_path", counts[1])
+
+    def _had(self, position: int) -> int:
+        """Rollouts that were asked for at a position."""
+        return self._asked.get((position, "alternative"), 0) + self._asked.get((position, "on_path"), 0)
 
     def _keys(self, position: int, arm: Arm, count: int) -> Iterator[RolloutKey]:
         done = self._asked.get((position, arm), 0)
@@ -125,18 +157,19 @@ class Exploration:
         self._keeps_factors = steps <= _MOST_KEPT_STEPS
 
     @property
+    def budget(self) -> int:
+        """Rollouts that the run may take, over all completions that have candidates."""
+        return int(sum(own.budget for own in self.explored.values()))
+
+    @property
     def pool(self) -> int:
-        """Rollouts that exploration may take, over all completions that have candidates."""
-        searched = sum(bool(own.positions) for own in self.explored.values())
-        return int(self._settings.budget * self._settings.explore_share * searched)
+        """Rollouts of the budget that exploration may take."""
+        return int(self.budget * self._settings.explore_share)
 
     def asks(self) -> list[RolloutKey]:
         """The rollouts of the next round; none when exploration has ended."""
         self._round += 1
-        if self._round == 1:
-            asks = [key for own in self.explored.values() for key in own.first_asks()]
-        else:
-            asks = self._next_round()
+        asks = self._first_round() if self._round == 1 else self._next_round()
         self.used += len(asks)
         return asks
 
@@ -155,6 +188,24 @@ class Exploration:
                     self._open.add(completion_id)
             self._open.add(key.completion_id)
 
+    def _first_round(self) -> list[RolloutKey]:
+        """The first rollouts of every candidate; where they would exceed the pool, of those that can matter most."""
+        candidates = [
+            (own, position)
+            for own in self.explored.values()
+            for position, searched in zip(own.positions, own.searched, strict=True)
+            if searched
+        ]
+        # |effect| <= the probability of another token; rounded, for sums of logarithms differ in their last bits.
+        candidates.sort(key=lambda c: -round(c[0].trace.leave(c[1], c[0].trace.end_of[c[1]]), 9))
+        asks: list[RolloutKey] = []
+        for own, position in candidates:
+            keys = list(own.first_asks(position))
+            if len(asks) + len(keys) > self.pool:
+                break
+            asks += keys
+        return sorted(asks)
+
     def _next_round(self) -> list[RolloutKey]:
         if self._settings.learn_prior and self._round in _LEARNING_ROUNDS:
             self._learn_prior()
@@ -162,7 +213,7 @@ class Exploration:
         wanted: list[tuple[float, str, int]] = []
         for completion_id in sorted(self._open):
             own = self.explored[completion_id]
-            found = own.ambiguities() if own.positions else []
+            found = own.ambiguities() if own.searched.any() else []
             if not found:
                 self._open.discard(completion_id)
             if not self._keeps_factors:
@@ -170,19 +221,20 @@ class Exploration:
             wanted += [(-ambiguity, completion_id, index) for ambiguity, index in found]
         asks: list[RolloutKey] = []
         for _, completion_id, index in sorted(wanted):
-            if len(asks) + self._settings.explore_batch > left:
+            own = self.explored[completion_id]
+            if len(asks) + own.batch(index) > left:
                 break
-            asks += self.explored[completion_id].more_asks(index)
+            asks += own.more_asks(index)
         return asks
 
     def _learn_prior(self) -> None:
         """One step of expectation-maximisation: the step prior that the run's own effects suggest."""
         settings = self._settings
         large = square = count = 0.0
-        owns = [own for _, own in sorted(self.explored.items()) if own.positions]
+        owns = [own for _, own in sorted(self.explored.items()) if own.searched.any()]
         for own in owns:
-            more_large, more_square = own.chain.prior_evidence()
-            large, square, count = large + more_large, square + more_square, count + len(own.positions)
+            more_large, more_square = own.chain.prior_evidence(own.searched)
+            large, square, count = large + more_large, square + more_square, count + own.searched.sum()
         # The settings count as much as `prior_weight` candidates: a short run keeps close to them.
         weight = settings.prior_weight
         rho = (large + weight * settings.rho) / (count + weight)

@@ -45,7 +45,7 @@ class Search:
     def wanted(self) -> int:
         """Rollouts that the stage may ask for in all."""
         if self._stage == CONFIRM:
-            return sum(nominee.on_path + nominee.alternative for nominee in self.nominees)
+            return _fresh(self.nominees)
         return self._exploration.pool
 
     @property
@@ -80,7 +80,7 @@ class Search:
             if asks := self._exploration.asks():
                 return asks
             self._nominate()
-            self._stage = CONFIRM if self.nominees else _DONE
+            self._stage = CONFIRM if _fresh(self.nominees) else _DONE
         if self._stage == CONFIRM:
             return [key for nominee in self.nominees for key in _fresh_rollouts(nominee)]
         return []
@@ -88,11 +88,11 @@ class Search:
     def _nominate(self) -> None:
         settings = self._settings
         for completion_id, own in self._exploration.explored.items():
-            if not own.positions:
+            if not own.searched.any():
                 continue
             posterior = own.chain.posterior()
             own.chain.release()
-            for index in np.flatnonzero(posterior.pivotal >= settings.nominate):
+            for index in np.flatnonzero((posterior.pivotal >= settings.nominate) & own.searched):
                 step = own.chain.candidates[index]
                 position = own.positions[index]
                 on_path, alternative = sizes(own.trace, position, posterior, int(index), settings)
@@ -112,28 +112,40 @@ class Search:
         self._fit_to_budget()
 
     def _fit_to_budget(self) -> None:
-        """Fewer fresh rollouts for every nominee where all of them would exceed the budget."""
-        settings, exploration = self._settings, self._exploration
-        searched = sum(bool(own.positions) for own in exploration.explored.values())
-        left = settings.budget * searched - exploration.used
-        wanted = sum(nominee.on_path + nominee.alternative for nominee in self.nominees)
-        if wanted <= left or not wanted:
-            return
+        """Where all fresh rollouts would exceed the budget: fewer for every nominee, then none for the least certain.
 
-        def fitted(count: int) -> int:
-            return max(min(settings.confirm_least, count), count * max(left, 0) // wanted)
+        It rests on the exploration alone, so the test holds for those that are left.
+        """
+        left = self._exploration.budget - self._exploration.used
+        least = self._settings.confirm_least
 
-        self.nominees = [
-            nominee.resized(fitted(nominee.on_path), fitted(nominee.alternative)) for nominee in self.nominees
-        ]
+        def resized(share: float) -> list[NomineeRecord]:
+            return [
+                nominee.resized(
+                    *(max(min(least, n), int(share * n)) for n in (nominee.on_path, nominee.alternative))
+                )
+                for nominee in self.nominees
+            ]
+
+        for hundredths in range(100, -1, -1):
+            fitted = resized(hundredths / 100)
+            if _fresh(fitted) <= left:
+                break
+        self.nominees = fitted
+        for index in sorted(range(len(self.nominees)), key=lambda index: -self.nominees[index].posterior):
+            left -= _fresh([self.nominees[index]])
+            if left < 0:
+                self.nominees[index] = self.nominees[index].resized(0, 0)
 
     def _confirm(self, outcomes: Mapping[RolloutKey, Outcome]) -> None:
         counts: dict[tuple[str, int, Arm], Counts] = {}
         for key, outcome in outcomes.items():
             counts.setdefault((key.completion_id, key.position, key.arm), Counts()).add(outcome.verdict)
         for nominee in self.nominees:
+            if not nominee.alternative:  # the budget had nothing left for it
+                continue
             place = nominee.completion_id, nominee.position
-            # Every nominee is part of the correction's family, those whose rollouts were all censored too.
+            # All others are part of the correction's family, those whose rollouts were all censored too.
             self.confirmations.append(
                 confirmation(
                     self._traces[nominee.completion_id],
@@ -143,6 +155,10 @@ class Search:
                     self._settings,
                 )
             )
+
+
+def _fresh(nominees: Sequence[NomineeRecord]) -> int:
+    return sum(nominee.on_path + nominee.alternative for nominee in nominees)
 
 
 def _fresh_rollouts(nominee: NomineeRecord) -> list[RolloutKey]:

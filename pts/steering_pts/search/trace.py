@@ -11,6 +11,7 @@ on following it: the place is drawn first, and generation starts there with anot
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,6 +59,8 @@ class Trace:
         succeeded: Its own verdict: the value after its last token.
         spans: The units that can be pivotal, `[start, end)` each, in order and without gaps; empty means every token.
         known: Draws that were made before the search and leave this completion.
+        repeats: How many of its first tokens another trace of the run has as well. What is decided there is that
+            one's to search, so that the same token after the same prefix is one hypothesis.
     """
 
     completion_id: str
@@ -65,6 +68,7 @@ class Trace:
     succeeded: bool
     spans: tuple[tuple[int, int], ...] = ()
     known: tuple[Outcome, ...] = ()
+    repeats: int = 0
 
     @cached_property
     def log_survival(self) -> NDArray[np.float64]:
@@ -124,6 +128,21 @@ class Trace:
         if waiting is not None:
             steps.append(Step(waiting, len(self.probabilities), self.follow(waiting), is_candidate=False))
         return tuple(steps)
+
+
+def repeated_lengths(completions: Sequence[Sequence[int]]) -> list[int]:
+    """For each of several completions of one prompt, how many of its first ids an earlier one begins with as well."""
+    return [
+        max((_common(ids, earlier) for earlier in completions[:index]), default=0)
+        for index, ids in enumerate(completions)
+    ]
+
+
+def _common(ids: Sequence[int], others: Sequence[int]) -> int:
+    return next(
+        (place for place, pair in enumerate(zip(ids, others, strict=False)) if pair[0] != pair[1]),
+        min(len(ids), len(others)),
+    )
 
 
 def candidates(probabilities: tuple[float, ...], tau: float) -> tuple[int, ...]:
