@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 
 from steering_pts.cli.export import _print
 from steering_pts.cli.run import RunFolder
-from steering_pts.data import load_problems
+from steering_pts.data import Problem, load_problems
 from steering_pts.errors import LedgerError
 from steering_pts.export import TABLES, RowTable, lines_of, with_text, write_parquet
 from steering_pts.export.columns import columns_of, row_of, rows_of
-from steering_pts.ledger import Ledger
+from steering_pts.ledger import Arm, CompletionRecord, Ledger, RolloutKey, RolloutRecord, ScoreRecord
 from steering_pts.ledger.export import write_atomically
+from steering_pts.oracles import Verdict
 from steering_pts.search import candidates
 from tests.support.pts import Ended, run_pts
 
@@ -242,6 +243,44 @@ def test_candidates_are_the_tokens_that_the_screen_left_with_what_became_of_them
         assert row["posterior"] == (nominee and nominee.posterior)
         assert row["confirmation_delta"] == (confirmation and confirmation.delta)
     assert 0 < sum(row["posterior"] is not None for row in found) < len(found)
+
+
+def sentence_run(folder: Path, probabilities: tuple[float, ...]) -> RunFolder:
+    """A run over sentences that has drawn alternatives to those at 0 and 3, and rollouts that pass the one at 2."""
+    run = RunFolder(folder)
+    drawn: list[tuple[int, Arm, int]] = [
+        (0, "alternative", 0),
+        (3, "alternative", 0),
+        (3, "alternative", 1),
+        (2, "on_path", 0),
+    ]
+    with Ledger.open(run.ledger, {"search.tau": 0.2, "search.unit": "sentence"}) as ledger:
+        ledger.add_problems([Problem("p", "Q", "A")])
+        ledger.add_completions(
+            [CompletionRecord("c", "p", 0, 0, (1,), (5, 6, 7, 8, 9), Verdict.CORRECT, "A", "stop")]
+        )
+        ledger.add_scores([ScoreRecord("c", probabilities)])
+        keys = [RolloutKey("c", position, arm, "explore", index) for position, arm, index in drawn]
+        ledger.add_rollouts([RolloutRecord(key, 0, (4,), Verdict.CORRECT, "A", 1) for key in keys])
+    return run
+
+
+def test_candidates_among_sentences_are_those_that_alternatives_were_drawn_to(tmp_path: Path) -> None:
+    found = exported(sentence_run(tmp_path, (0.9, 0.1, 0.9, 0.95, 0.1)), "candidates")
+
+    assert [(row["position"], row["token_id"], row["probability"]) for row in found] == [
+        (0, 5, 0.9),
+        (3, 8, 0.95),
+    ]
+    assert {row["posterior"] for row in found} == {None}
+
+
+def test_candidates_of_rows_that_do_not_fit_together_are_a_clear_error(tmp_path: Path) -> None:
+    run = sentence_run(tmp_path, (0.9, 0.1))
+
+    error = export(run, "--what", "candidates").error()
+
+    assert error == f"{run.ledger}: the rows of completion c do not fit its tokens"
 
 
 def test_text_is_decoded_by_the_tokenizer_of_the_run(finished_run: RunFolder) -> None:
