@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
@@ -361,6 +362,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
             "table.txt: its name says no format; name one with --format: jsonl, csv, parquet",
         ),
         (["--out", "nowhere/table.csv"], "nowhere/table.csv can't be written: No such file or directory"),
+        (["--format", "csv", "--out", "."], ". can't be written: Is a directory"),
         (["--out", "nowhere/t.parquet"], "nowhere/t.parquet can't be written: No such file or directory"),
     ],
 )
@@ -370,6 +372,45 @@ def test_a_wrong_option_is_one_clear_line(finished_run: RunFolder, options: list
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     assert run_pts("export", str(tmp_path)).error().startswith(f"{tmp_path}: no run here")
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(finished_run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.csv"
+    link.symlink_to(Path("there", "table.csv"))
+
+    for _ in range(2):  # the link leads nowhere at first
+        assert export(finished_run, "--what", "problems", "--out", str(link)).code == 0
+        assert link.readlink() == Path("there", "table.csv")
+        assert (tmp_path / "there" / "table.csv").read_text().startswith("id,question,answer,fields\n")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link.csv", "table.csv", "there"]
+
+
+def test_a_pipe_is_written_to_and_stays(finished_run: RunFolder, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit(pipe.read_text)
+        ended = export(finished_run, "--what", "problems", "--out", str(pipe))
+
+    assert (ended.code, pipe.is_fifo()) == (0, True)
+    assert [json.loads(line) for line in read.result().splitlines()] == exported(finished_run, "problems")
+    assert [*tmp_path.iterdir()] == [pipe]
+
+
+def test_permissions_of_a_file_stay_and_a_new_one_has_those_of_the_umask(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    old, new, umask = tmp_path / "old.csv", tmp_path / "new.csv", os.umask(0o027)
+    try:
+        old.touch(0o604)
+        old.chmod(0o604)
+        for path in (old, new):
+            assert export(finished_run, "--what", "problems", "--out", str(path)).code == 0
+    finally:
+        os.umask(umask)
+
+    assert [path.stat().st_mode & 0o777 for path in (old, new)] == [0o604, 0o640]
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
