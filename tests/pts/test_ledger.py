@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -31,6 +33,7 @@ from steering_pts.ledger import (
     RolloutRecord,
     ScoreRecord,
 )
+from steering_pts.ledger.lock import WriterLock
 from steering_pts.ledger.tables import COMPLETIONS, ROLLOUTS, SCORES
 from steering_pts.oracles import Verdict
 
@@ -561,6 +564,57 @@ def test_a_ledger_is_read_while_it_is_written(filled: Ledger, path: Path) -> Non
 
 def test_a_second_writer_is_refused(ledger: Ledger, path: Path) -> None:
     with pytest.raises(LedgerLockedError, match=f"run.ledger is in use by process {os.getpid()}$"):
+        Ledger.open(path, SETTINGS)
+
+
+def test_asking_who_writes_keeps_no_writer_out(path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from steering_pts.ledger.lock import lock_holder
+print("asking", flush=True)
+while True:
+    lock_holder(Path({str(path)!r}))
+"""
+    WriterLock(path).release()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as asking:
+        assert asking.stdout is not None
+        asking.stdout.readline()
+        try:
+            for _ in range(1000):
+                WriterLock(path).release()
+        finally:
+            asking.kill()
+
+
+def test_a_lock_is_held_although_a_full_disk_has_no_room_for_its_holder(path: Path) -> None:
+    code = f"""
+import resource
+from pathlib import Path
+from steering_pts.errors import LedgerLockedError
+from steering_pts.ledger.lock import WriterLock, lock_holder
+path = Path({str(path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+lock = WriterLock(path)
+print(lock_holder(path))
+try:
+    WriterLock(path)
+except LedgerLockedError as error:
+    print(error)
+lock.release()
+print(lock_holder(path))
+"""
+    printed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+
+    assert printed.stdout == f"0\n{path} is in use by another process\nNone\n"
+
+
+def test_a_disk_without_locks_is_a_clear_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+    with pytest.raises(LedgerError, match=r"run\.ledger can't be locked: No locks available"):
         Ledger.open(path, SETTINGS)
 
 
