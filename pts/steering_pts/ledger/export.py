@@ -9,13 +9,14 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from steering_pts.data import Problem
 from steering_pts.errors import LedgerError
 from steering_pts.ledger.records import AlternativeCount, CompletionRecord, ConfirmationRecord, PivotRecord
 
 PIVOT_SCHEMA: Final = "steering.pivot/1"
+_AGAIN: Final = "the command that began the run writes it anew"
 
 
 def pivot_lines(
@@ -61,6 +62,32 @@ def pivot_lines(
             "alternatives": [_alternative(count, decode) for count in pivot.alternatives],
         }
         yield json.dumps(line, ensure_ascii=False, allow_nan=False)
+
+
+def read_pivots(path: Path) -> list[dict[str, Any]]:
+    """The pivots of a file that `pivot_lines` went into.
+
+    Raises:
+        LedgerError: it can't be read, or a line is not whole.
+    """
+    try:
+        # Only \n ends a line: str.splitlines would also cut at U+2028 and its like, which texts may hold.
+        lines = path.read_bytes().decode().removesuffix("\n").split("\n")
+        return [_pivot(path, number, line) for number, line in enumerate(lines, start=1) if line]
+    except UnicodeDecodeError:
+        raise LedgerError(f"{path} is damaged: it is not UTF-8; {_AGAIN}") from None
+    except OSError as error:
+        raise LedgerError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _pivot(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        pivot = json.loads(line)
+    except (ValueError, RecursionError):
+        pivot = None
+    if not isinstance(pivot, dict) or pivot.get("schema") != PIVOT_SCHEMA:
+        raise LedgerError(f"{path} is damaged: line {number} is not a whole {PIVOT_SCHEMA} object; {_AGAIN}")
+    return pivot
 
 
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
