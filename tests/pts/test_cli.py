@@ -334,6 +334,36 @@ def test_show_prints_the_pivots_as_they_are_in_the_file(pts: Pts, run: RunFolder
     assert ended.out.splitlines() == lines[:2]
 
 
+@pytest.mark.parametrize("options", [(), ("--full",), ("--json",)])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda content: content[:-20], "line {last} is not a whole steering.pivot/1 object"),
+        (lambda content: b"[1]\n" + content, "line 1 is not a whole steering.pivot/1 object"),
+        (lambda content: content.replace(b"question", b"question\xff", 1), "it is not UTF-8"),
+    ],
+)
+def test_show_names_what_is_damaged_and_prints_nothing(
+    pts: Pts, run: RunFolder, options: tuple[str, ...], damage: Callable[[bytes], bytes], said: str
+) -> None:
+    content = run.pivots.read_bytes()
+    run.pivots.write_bytes(damage(content))
+
+    error = pts("show", str(run.path), *options).error()
+
+    said = said.format(last=content.count(b"\n"))
+    assert error == f"{run.pivots} is damaged: {said}; the command that began the run writes it anew"
+
+
+def test_a_text_with_an_odd_end_of_line_is_still_one_line(pts: Pts, run: RunFolder) -> None:
+    content = run.pivots.read_text(encoding="utf-8").replace("Question", "Question\u2028\x85")
+    run.pivots.write_text(content, encoding="utf-8")
+
+    ended = pts("show", str(run.path), "--json", "--limit", "1000")
+
+    assert (ended.code, ended.out) == (0, content)
+
+
 def test_show_is_a_table_for_people_and_says_what_it_leaves_out(pts: Pts, run: RunFolder) -> None:
     pivots = [json.loads(line) for line in run.pivots.read_text(encoding="utf-8").splitlines()]
 

@@ -126,7 +126,7 @@ def test_every_bad_line_is_reported_at_once(write_lines: WriteLines) -> None:
         "line 7: not UTF-8 (byte 15 of the line)",
         "line 8: repeats line 1",
         "line 9: not a JSON object",
-        "line 10: not JSON (NaN is not a number)",
+        "line 10: NaN is not a number",
         "line 11: field 'answer' must be text or a number, not bool True",
         "line 12: field 'question' holds half of a surrogate pair, which is no character",
     )

@@ -143,6 +143,26 @@ def test_a_file_whose_name_says_no_format_needs_one(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        ("-1e999", "-1e999 is too large for a number; write it as text"),
+        ("7" * 5000, "a number of 5,000 digits is too long; write it as text"),
+        ("Infinity", "Infinity is not a number"),
+    ],
+)
+def test_a_number_that_can_not_be_held_is_a_bad_row(
+    tmp_path: Path, name: str, number: str, message: str
+) -> None:
+    path = tmp_path / name
+    row = f'{{"question": "R", "answer": "2", "more": [{number}]}}'
+    lines = ['{"question": "Q", "answer": "1"}', row, '{"question": "S", "answer": 1e300}']
+    path.write_text("\n".join(lines) if name == "rows.jsonl" else "[" + ",\n".join(lines) + "]")
+
+    assert error_of(path) == f"line 2: {message}"
+
+
 # --- JSON lists -------------------------------------------------------------------------------------------------------
 
 

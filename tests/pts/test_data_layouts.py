@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steering_pts.data import LAYOUTS, DataOptions, Problem, load_problems, problem_id, suggest_oracle
-from steering_pts.data.layouts import find_columns, options_of
+from steering_pts.data.layouts import find_columns
+from steering_pts.data.rendering import options_of
 from steering_pts.data.rows import Values
 from steering_pts.data.values import RowError
 from steering_pts.errors import DataError
@@ -27,6 +28,18 @@ ARC = {
     "id": "Made_1",
     "question": "Which one floats?",
     "choices": {"text": ["a stone", "a cork", "a nail"], "label": ["A", "B", "C"]},
+    "answerKey": "B",
+}
+ARC_NESTED = {
+    "id": "Made_1",
+    "question": {
+        "stem": "Which one floats?",
+        "choices": [
+            {"text": "a stone", "label": "A"},
+            {"text": "a cork", "label": "B"},
+            {"text": "a nail", "label": "C"},
+        ],
+    },
     "answerKey": "B",
 }
 MMLU = {
@@ -55,6 +68,7 @@ ROWS: dict[str, dict[str, object]] = {
     "gsm8k": {**GSM8K},
     "math": {**MATH},
     "arc": {**ARC},
+    "arc_nested": {**ARC_NESTED},
     "mmlu": {**MMLU},
     "boolq": {**BOOLQ},
     "humaneval": {**HUMANEVAL},
@@ -65,6 +79,7 @@ ORACLES = {
     "gsm8k": "math",
     "math": "math",
     "arc": "choice",
+    "arc_nested": "choice",
     "mmlu": "choice",
     "boolq": "choice",
     "humaneval": "python",
@@ -144,6 +159,13 @@ def test_arc_gives_the_question_with_its_options_and_the_label() -> None:
     assert problem.fields == {"id": "Made_1", "choices": json.dumps(ARC["choices"])}
 
 
+def test_arc_as_it_was_published_gives_the_same_problem() -> None:
+    nested, flat = problem_of(ARC_NESTED), problem_of(ARC)
+
+    assert (nested.id, nested.question, nested.answer) == (flat.id, flat.question, flat.answer)
+    assert json.loads(nested.fields["choices"]) == ARC_NESTED["question"]["choices"]  # type: ignore[index]
+
+
 def test_arc_labels_may_be_numbers() -> None:
     row = {**ARC, "choices": {"text": ["a stone", "a cork"], "label": ["1", "2"]}, "answerKey": "2"}
 
@@ -169,6 +191,29 @@ def test_boolq_gives_passage_and_question_and_yes_or_no(answer: object, gold: st
 
     assert problem.question == "Corks are light. They float.\n\ndo corks float"
     assert (problem.answer, problem.fields) == (gold, {})
+
+
+@pytest.mark.parametrize(
+    ("label", "gold"), [(1, "yes"), (0, "no"), ("1", "yes"), (True, "yes"), ("false", "no")]
+)
+def test_boolq_may_have_a_class_in_the_place_of_the_answer(label: object, gold: str) -> None:
+    row = {"idx": 3, "question": BOOLQ["question"], "passage": BOOLQ["passage"], "label": label}
+    problem = problem_of(row)
+
+    assert problem.id == problem_of({**BOOLQ, "answer": gold}, layout="boolq").id
+    assert problem.fields == {"idx": "3"}
+
+
+def test_a_reading_data_set_with_other_classes_is_not_boolq() -> None:
+    row = {"question": "Q", "passage": "P", "label": 2}
+
+    assert find_columns([row]).layout.name == "plain"
+    assert find_columns([{**BOOLQ, "answer": 1}]).layout.name == "plain"
+
+
+def test_usual_names_may_have_capitals_but_do_without_them_first() -> None:
+    assert problem_of({"Question": "Q", "ANSWER": "A"}) == problem_of({"question": "Q", "answer": "A"})
+    assert problem_of({"Question": "Q", "problem": "P", "answer": "A"}).question == "P"
 
 
 def test_a_reading_data_set_with_answers_in_words_is_not_boolq() -> None:
@@ -232,7 +277,7 @@ def test_an_unknown_layout_and_format_and_a_limit_below_one_are_all_told_at_once
 
     assert error.value.problems == (
         "unknown format 'xml'; expected jsonl, json, csv, parquet",
-        "unknown layout 'qa'; expected humaneval, mbpp, arc, mmlu, boolq, math, gsm8k, plain",
+        "unknown layout 'qa'; expected humaneval, mbpp, arc, arc_nested, mmlu, boolq, math, gsm8k, plain",
         "the limit must be at least 1, not 0",
     )
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
@@ -20,12 +21,13 @@ from hypothesis import strategies as st
 
 from steering_pts.cli.export import _print
 from steering_pts.cli.run import RunFolder
-from steering_pts.data import load_problems
+from steering_pts.data import Problem, load_problems
 from steering_pts.errors import LedgerError
 from steering_pts.export import TABLES, RowTable, lines_of, with_text, write_parquet
 from steering_pts.export.columns import columns_of, row_of, rows_of
-from steering_pts.ledger import Ledger
+from steering_pts.ledger import Arm, CompletionRecord, Ledger, RolloutKey, RolloutRecord, ScoreRecord
 from steering_pts.ledger.export import write_atomically
+from steering_pts.oracles import Verdict
 from steering_pts.search import candidates
 from tests.support.pts import Ended, run_pts
 
@@ -244,6 +246,44 @@ def test_candidates_are_the_tokens_that_the_screen_left_with_what_became_of_them
     assert 0 < sum(row["posterior"] is not None for row in found) < len(found)
 
 
+def sentence_run(folder: Path, probabilities: tuple[float, ...]) -> RunFolder:
+    """A run over sentences that has drawn alternatives to those at 0 and 3, and rollouts that pass the one at 2."""
+    run = RunFolder(folder)
+    drawn: list[tuple[int, Arm, int]] = [
+        (0, "alternative", 0),
+        (3, "alternative", 0),
+        (3, "alternative", 1),
+        (2, "on_path", 0),
+    ]
+    with Ledger.open(run.ledger, {"search.tau": 0.2, "search.unit": "sentence"}) as ledger:
+        ledger.add_problems([Problem("p", "Q", "A")])
+        ledger.add_completions(
+            [CompletionRecord("c", "p", 0, 0, (1,), (5, 6, 7, 8, 9), Verdict.CORRECT, "A", "stop")]
+        )
+        ledger.add_scores([ScoreRecord("c", probabilities)])
+        keys = [RolloutKey("c", position, arm, "explore", index) for position, arm, index in drawn]
+        ledger.add_rollouts([RolloutRecord(key, 0, (4,), Verdict.CORRECT, "A", 1) for key in keys])
+    return run
+
+
+def test_candidates_among_sentences_are_those_that_alternatives_were_drawn_to(tmp_path: Path) -> None:
+    found = exported(sentence_run(tmp_path, (0.9, 0.1, 0.9, 0.95, 0.1)), "candidates")
+
+    assert [(row["position"], row["token_id"], row["probability"]) for row in found] == [
+        (0, 5, 0.9),
+        (3, 8, 0.95),
+    ]
+    assert {row["posterior"] for row in found} == {None}
+
+
+def test_candidates_of_rows_that_do_not_fit_together_are_a_clear_error(tmp_path: Path) -> None:
+    run = sentence_run(tmp_path, (0.9, 0.1))
+
+    error = export(run, "--what", "candidates").error()
+
+    assert error == f"{run.ledger}: the rows of completion c do not fit its tokens"
+
+
 def test_text_is_decoded_by_the_tokenizer_of_the_run(finished_run: RunFolder) -> None:
     pivots = [json.loads(line) for line in finished_run.pivots.read_text().splitlines()]
     wanted = {(p["completion_id"], p["position"]): (p["token"], p["chosen"], p["rejected"]) for p in pivots}
@@ -322,6 +362,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
             "table.txt: its name says no format; name one with --format: jsonl, csv, parquet",
         ),
         (["--out", "nowhere/table.csv"], "nowhere/table.csv can't be written: No such file or directory"),
+        (["--format", "csv", "--out", "."], ". can't be written: Is a directory"),
         (["--out", "nowhere/t.parquet"], "nowhere/t.parquet can't be written: No such file or directory"),
     ],
 )
@@ -331,6 +372,45 @@ def test_a_wrong_option_is_one_clear_line(finished_run: RunFolder, options: list
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     assert run_pts("export", str(tmp_path)).error().startswith(f"{tmp_path}: no run here")
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(finished_run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.csv"
+    link.symlink_to(Path("there", "table.csv"))
+
+    for _ in range(2):  # the link leads nowhere at first
+        assert export(finished_run, "--what", "problems", "--out", str(link)).code == 0
+        assert link.readlink() == Path("there", "table.csv")
+        assert (tmp_path / "there" / "table.csv").read_text().startswith("id,question,answer,fields\n")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link.csv", "table.csv", "there"]
+
+
+def test_a_pipe_is_written_to_and_stays(finished_run: RunFolder, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit(pipe.read_text)
+        ended = export(finished_run, "--what", "problems", "--out", str(pipe))
+
+    assert (ended.code, pipe.is_fifo()) == (0, True)
+    assert [json.loads(line) for line in read.result().splitlines()] == exported(finished_run, "problems")
+    assert [*tmp_path.iterdir()] == [pipe]
+
+
+def test_permissions_of_a_file_stay_and_a_new_one_has_those_of_the_umask(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    old, new, umask = tmp_path / "old.csv", tmp_path / "new.csv", os.umask(0o027)
+    try:
+        old.touch(0o604)
+        old.chmod(0o604)
+        for path in (old, new):
+            assert export(finished_run, "--what", "problems", "--out", str(path)).code == 0
+    finally:
+        os.umask(umask)
+
+    assert [path.stat().st_mode & 0o777 for path in (old, new)] == [0o604, 0o640]
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.parquet"])

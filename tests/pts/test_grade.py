@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,9 +65,9 @@ def test_many_completions_may_answer_one_question(write: Write) -> None:
 
 
 def test_other_fields_go_with_the_problem_but_not_what_is_graded(write: Write) -> None:
-    (answer,) = read_answers(write(row(choices=["a", "b"], level="3", correct=True)), AnswerFields()).answers
+    (answer,) = read_answers(write(row(tags=["a", "b"], level="3", correct=True)), AnswerFields()).answers
 
-    assert answer.problem.fields == {"choices": '["a", "b"]', "level": "3"}
+    assert answer.problem.fields == {"tags": '["a", "b"]', "level": "3"}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +92,63 @@ def test_labels_are_read_in_their_usual_forms(write: Write, value: object, label
     (answer,) = read_answers(write(row(is_correct=value)), AnswerFields()).answers
 
     assert answer.label is label
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"question": "Q", "choices": {"label": ["1", "2"], "text": ["one", "two"]}, "answerKey": "2"},
+        {"prompt": "def f():", "test": "def check(f):\n    assert f()", "entry_point": "f"},
+        {"text": "Write f.", "code": "def f(): pass", "test_list": ["assert f()"]},
+        {"question": "Is it?", "passage": "It is.", "answer": True},
+        {"problem": "1 + 1?", "solution": r"It is \boxed{2}.", "answer": "2"},
+    ],
+)
+def test_a_known_layout_is_read_as_in_a_data_set(write: Write, fields: dict[str, object]) -> None:
+    (problem,) = load_problems(write(fields))
+
+    (answer,) = read_answers(write({**fields, "completion": "C", "correct": True}), AnswerFields()).answers
+
+    assert (answer.problem, answer.label) == (problem, C)
+
+
+def test_a_layout_may_be_named(write: Write) -> None:
+    path = write(row(answer="Paris", choices=["London", "Paris"]))
+
+    with pytest.raises(DataError, match="line 1: field 'answer' is 'Paris'; expected 0 to 1, or A to B"):
+        read_answers(path, AnswerFields())
+    (answer,) = read_answers(path, AnswerFields(layout="plain")).answers
+    assert answer.problem.answer == "Paris"
+
+
+@pytest.mark.parametrize("name", ["answers.csv", "answers.json", "answers.txt"])
+def test_answers_may_be_in_any_format(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    columns = ["question", "answer", "completion", "correct", "truncated"]
+    values = ["Q", "18", "It is 18.", "true", "true"]
+    one = json.dumps(dict(zip(columns, values, strict=True)))
+    path.write_text(
+        {".csv": f"{','.join(columns)}\n{','.join(values)}\n", ".json": f"[{one}]"}.get(path.suffix, one)
+    )
+
+    (answer,) = read_answers(path, AnswerFields()).answers
+    assert (answer.completion, answer.label, answer.truncated) == ("It is 18.", C, True)
+
+
+def test_what_is_called_correct_is_no_label_where_it_holds_answers(write: Write) -> None:
+    rows = [
+        {"question": "Q", "correct": right, "is_correct": 1, "completion": "18"} for right in ("18", "1", "7")
+    ]
+    path = write(*rows)
+
+    found = read_answers(path, AnswerFields(answer="correct"))
+    assert [answer.problem.answer for answer in found.answers] == ["18", "1", "7"]
+    assert found.label_field == "is_correct"
+    assert read_answers(write(row(correct="18")), AnswerFields()).label_field is None
+
+
+def test_an_empty_name_says_that_there_are_no_labels(write: Write) -> None:
+    assert read_answers(write(row(correct=True)), AnswerFields(label="")).label_field is None
 
 
 def test_label_is_an_answer_unless_it_is_named(write: Write) -> None:
@@ -128,7 +189,7 @@ def test_an_id_that_two_problems_share_is_refused(write: Write) -> None:
 def test_bad_rows_are_all_named_by_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     lines = [
-        json.dumps(row()),
+        json.dumps(row(correct=True)),
         "{",
         "[]",
         json.dumps(row(completion=3)),
@@ -158,8 +219,8 @@ def test_all_fields_that_are_missing_are_named_at_once(write: Write) -> None:
         "no field has a usual name (completion, response, output, generated, prediction)",
         "no field is named 'z'",
         "no field has a usual name (question, problem, prompt, query, input)",
-        "no field has a usual name (answer, solution, target, label, final_answer)",
     ]
+    assert "no field has a usual name (answer, solution, target, label" in error.value.problems[2]
     assert error.value.problems[0].endswith("name the completion field with --completion-field, one of: x, y")
 
 
@@ -317,6 +378,36 @@ def test_answers_are_joined_with_a_data_set(write: Write) -> None:
         "incorrect": 1,
         "censored": 0,
     }
+
+
+def test_a_data_set_is_read_by_the_options_of_data_sets(write: Write) -> None:
+    dataset = write({"id": "one", "q": "Q", "gold": "18"}, ["no object"], name="d.rows")
+    path = write({"id": "one", "completion": "18"})
+    options = ["--dataset", dataset, "--question-field", "q", "--answer-field", "gold", "--format", "jsonl"]
+
+    assert grade(path, *options).error() == f"{dataset}: line 2: not a JSON object"
+    ended = grade(path, *options, "--skip-bad-rows", "--json")
+    assert json.loads(ended.out)["verdicts"]["correct"] == 1
+
+
+def test_the_rows_are_read_by_a_named_layout_without_a_data_set(write: Write) -> None:
+    path = write(row("Paris", answer="Paris", choices=["London", "Paris"]), name="answers")
+
+    ended = grade(path, "--layout", "plain", "--oracle", "choice", "--json")
+    assert json.loads(ended.out)["verdicts"]["correct"] == 1
+    assert "unknown layout 'x'; expected" in grade(path, "--layout", "x").error()
+
+
+def test_what_is_written_is_json_whatever_was_read(tmp_path: Path) -> None:
+    path, out = tmp_path / "answers.parquet", tmp_path / "graded.jsonl"
+    when = datetime(2024, 5, 6, tzinfo=UTC)
+    rows = [row(score=math.nan, at=when, more={"x": [math.inf, 1.5]})]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+    assert grade(path, "--out", out).code == 0
+    (line,) = out.read_text(encoding="utf-8").splitlines()
+    written = json.loads(line, parse_constant=pytest.fail)
+    assert [written[name] for name in ("score", "at", "more")] == [None, when.isoformat(), {"x": [None, 1.5]}]
 
 
 def raises(problem: Problem, completion: str) -> bool:

@@ -1,10 +1,14 @@
+import errno
+import fcntl
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 
 from steering_pts.data import Problem
 from steering_pts.errors import LedgerError, LedgerLockedError, LedgerSettingsError
+from steering_pts.export import TABLES
 from steering_pts.ledger import (
     JSON,
     AlternativeCount,
@@ -28,6 +33,7 @@ from steering_pts.ledger import (
     RolloutRecord,
     ScoreRecord,
 )
+from steering_pts.ledger.lock import WriterLock
 from steering_pts.ledger.tables import COMPLETIONS, ROLLOUTS, SCORES
 from steering_pts.oracles import Verdict
 
@@ -334,6 +340,188 @@ def test_a_database_that_is_no_ledger_is_refused_and_left_alone(path: Path) -> N
     assert path.read_bytes() == before
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a sound ledger."""
+    path = tmp_path_factory.mktemp("whole") / "run.ledger"
+    with Ledger.open(path, {**SETTINGS, "search.tau": 0.2}) as ledger:
+        fill(ledger)
+    return path.read_bytes()
+
+
+@given(data=st.data(), count=st.sampled_from([1, 5, 50]))
+def test_a_damaged_ledger_is_read_or_is_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: st.DataObject, count: int
+) -> None:
+    places = st.sampled_from([place for place, byte in enumerate(whole) if byte])
+    changes = data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=count, max_size=count))
+    damaged = bytearray(whole)
+    for place, byte in changes:
+        damaged[place] = byte
+    path = tmp_path_factory.mktemp("damaged") / "run.ledger"
+    path.write_bytes(damaged)
+
+    with suppress(LedgerError), Ledger.read(path) as reader:
+        for read in (
+            reader.settings,
+            reader.summary,
+            lambda: contents(reader),
+            lambda: [list(table(reader).rows) for table in TABLES.values()],
+            lambda: reader.export_pivots_jsonl(path.with_name("pivots.jsonl"), decode),
+        ):
+            with suppress(LedgerError):
+                read()
+    with suppress(LedgerError):
+        Ledger.open(path, {**SETTINGS, "search.tau": 0.2}).close()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            "UPDATE rollouts SET verdict = 'maybe'",
+            "a verdict among the rollouts can't be read ('maybe' is not",
+        ),
+        ("UPDATE rollouts SET stage = CAST(x'ff' AS TEXT)", "Could not decode to UTF-8 column 'stage'"),
+        ("UPDATE rollouts SET tokens = 9223372036854775807", "integer overflow"),
+    ],
+)
+def test_a_summary_of_damaged_rows_says_that_the_file_is_damaged(
+    filled: Ledger, path: Path, change: str, said: str
+) -> None:
+    filled.add_rollouts([rollout(1)])
+    changed(path, change)
+
+    with pytest.raises(
+        LedgerError, match=r"run\.ledger: .*the file is damaged and was left as it is"
+    ) as error:
+        filled.summary()
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "read", "said"),
+    [
+        (
+            "UPDATE settings SET value = '0.2}' WHERE key = 'tau'",
+            LedgerReader.settings,
+            "setting 'tau' can't be",
+        ),
+        (
+            "UPDATE problems SET fields = '[1]'",
+            LedgerReader.problems,
+            "problem 'p1' can't be read (fields are not",
+        ),
+        (
+            "UPDATE completions SET ids = x'01'",
+            LedgerReader.completions,
+            "completion 'c1' can't be read (buffer",
+        ),
+        (
+            "UPDATE nominees SET explored = '3'",
+            LedgerReader.nominees,
+            "nominee 'c1' can't be read (cannot unpack",
+        ),
+        ("UPDATE pivots SET alternatives = '[[1, 2]]'", LedgerReader.pivots, "pivot 'c1' can't be read"),
+        (
+            "UPDATE rollouts SET verdict = 'maybe'",
+            lambda ledger: list(ledger.stream(ROLLOUTS)),
+            "rollout 'c1' can't be read ('maybe' is not a valid Verdict)",
+        ),
+    ],
+)
+def test_a_damaged_row_is_named(
+    filled: Ledger, path: Path, change: str, read: Callable[[LedgerReader], object], said: str
+) -> None:
+    changed(path, change)
+
+    with pytest.raises(LedgerError, match="the file is damaged and was left as it is") as error:
+        read(filled)
+    assert said in str(error.value)
+
+
+def test_a_folder_where_nothing_can_be_written_can_be_read(whole: bytes) -> None:
+    # Not below tmp_path, which root's tests can't open to the other user that they have to become.
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "run.ledger")
+        path.write_bytes(whole)
+        path.chmod(0o644)
+        path.parent.chmod(0o555)
+
+        assert read_as_somebody(path) == f"{SETTINGS}\n"
+
+        path.parent.chmod(0o755)
+        path.with_name("run.ledger-wal").write_bytes(b"changes")
+        path.parent.chmod(0o555)
+        said = read_as_somebody(path)
+        path.parent.chmod(0o755)
+    assert f"{path} can't be read where no file can be made beside it" in said
+    assert "its last changes are still in run.ledger-wal" in said
+
+
+def test_a_ledger_that_is_not_ours_to_read_says_so(whole: bytes) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "run.ledger")
+        path.write_bytes(whole)
+        path.chmod(0)
+        path.parent.chmod(0o755)
+
+        assert read_as_somebody(path) == f"{path} can't be read: Permission denied\n"
+
+
+def read_as_somebody(path: Path) -> str:
+    """The settings of a ledger as a user reads them who is not root, or what is wrong."""
+    code = f"""
+import os
+from pathlib import Path
+from steering_pts.errors import LedgerError
+from steering_pts.ledger import Ledger
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    with Ledger.read(Path({str(path)!r})) as ledger:
+        print({{key: ledger.settings()[key] for key in {list(SETTINGS)}}})
+except LedgerError as error:
+    print(error)
+"""
+    return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    "table", ["settings", "problems", "completions", "scores", "rollouts", "nominees", "confirmations"]
+)
+@pytest.mark.parametrize("change", ["DELETE FROM {}", "UPDATE {0} SET {1} = {1}"])
+def test_what_a_ledger_holds_can_only_be_added_to(
+    filled: Ledger, path: Path, table: str, change: str
+) -> None:
+    before = contents(filled)
+    with closing(sqlite3.connect(path)) as connection:
+        (column,) = connection.execute("SELECT name FROM pragma_table_info(?) LIMIT 1", (table,)).fetchone()
+        with pytest.raises(sqlite3.IntegrityError, match=f"{table} are only ever added to"):
+            connection.execute(change.format(table, column))
+
+    assert contents(filled) == before
+
+
+def test_a_ledger_that_was_begun_without_triggers_is_continued(filled: Ledger, path: Path) -> None:
+    before = contents(filled)
+    filled.close()
+    changed(path)
+
+    with Ledger.open(path, SETTINGS) as ledger:
+        fill(ledger)
+        assert contents(ledger) == before
+
+
+def changed(path: Path, *changes: str) -> None:
+    """Changes what must not be changed."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        for change in changes:
+            connection.execute(change)
+
+
 def test_a_ledger_of_another_version_is_refused(path: Path) -> None:
     Ledger.open(path, SETTINGS).close()
     connection = sqlite3.connect(path)
@@ -376,6 +564,57 @@ def test_a_ledger_is_read_while_it_is_written(filled: Ledger, path: Path) -> Non
 
 def test_a_second_writer_is_refused(ledger: Ledger, path: Path) -> None:
     with pytest.raises(LedgerLockedError, match=f"run.ledger is in use by process {os.getpid()}$"):
+        Ledger.open(path, SETTINGS)
+
+
+def test_asking_who_writes_keeps_no_writer_out(path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from steering_pts.ledger.lock import lock_holder
+print("asking", flush=True)
+while True:
+    lock_holder(Path({str(path)!r}))
+"""
+    WriterLock(path).release()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as asking:
+        assert asking.stdout is not None
+        asking.stdout.readline()
+        try:
+            for _ in range(1000):
+                WriterLock(path).release()
+        finally:
+            asking.kill()
+
+
+def test_a_lock_is_held_although_a_full_disk_has_no_room_for_its_holder(path: Path) -> None:
+    code = f"""
+import resource
+from pathlib import Path
+from steering_pts.errors import LedgerLockedError
+from steering_pts.ledger.lock import WriterLock, lock_holder
+path = Path({str(path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+lock = WriterLock(path)
+print(lock_holder(path))
+try:
+    WriterLock(path)
+except LedgerLockedError as error:
+    print(error)
+lock.release()
+print(lock_holder(path))
+"""
+    printed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+
+    assert printed.stdout == f"0\n{path} is in use by another process\nNone\n"
+
+
+def test_a_disk_without_locks_is_a_clear_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+    with pytest.raises(LedgerError, match=r"run\.ledger can't be locked: No locks available"):
         Ledger.open(path, SETTINGS)
 
 

@@ -42,7 +42,9 @@ def of_text(text: str) -> list[str]:
 
 
 pieces = st.lists(
-    st.sampled_from(["a", " b", ".", ". ", "3", "\n", "\n  ", " ", "", '."', "!", "\n\nc", "é"])
+    st.sampled_from(
+        ["a", " b", ".", ". ", "3", "。", "」", "1. ", "\n", "\n  ", " ", "", '."', "!", "\n\nc", "é"]
+    )
 )
 
 
@@ -85,6 +87,16 @@ def test_the_first_sentence_is_the_first_span(pieces: list[str]) -> None:
         ["One. \n\n", "Two."],
         ["\n\nOne. ", "Two."],
         ["One.\n"],
+        ["首先计算三加五。", "结果是八！", "对吗？", "答案是十六。"],  # noqa: RUF001 -- these marks are meant
+        ["「そうです。」", "と言った。\n", "終わり"],
+        ["真的！？", "是的。。。", "对"],  # noqa: RUF001 -- these marks are meant
+        ["**答案是八。**", "结束。 ", "End. ", "完"],
+        ["圆周率是３．１４左右。", "对"],  # noqa: RUF001 -- this point is meant
+        ["هل هذا صحيح؟ ", "نعم. ", "यह सही है। ", "हाँ"],
+        ["1. First add. ", "2. Then divide. ", "**3.** So it is. ", "- 4.1. End"],
+        ["Steps:\n", "1. First add 5.\n", "2. Then it is 18. ", "So"],
+        ["It is\n", "18.\n", "So"],
+        ["Is it 18? ", "Yes, 18. ", "So"],
     ],
 )
 def test_a_text_is_cut_after_its_sentences_and_lines(found: list[str]) -> None:
@@ -104,10 +116,29 @@ def test_a_text_is_cut_after_its_sentences_and_lines(found: list[str]) -> None:
         [["One"], ["\nTwo"]],
         [["One", ".", " ", ""]],
         [["3", ".", "14", " is"]],
+        [["八", "。"], ["对"]],
+        [["八", "。", "」"], ["对"]],
+        [["八", "。", "\n"], ["对"]],
+        [["1", ".", " First", "."], [" 2", ". Then"]],
     ],
 )
 def test_however_it_is_cut_into_tokens(found: list[list[str]]) -> None:
     assert sentences([piece for sentence in found for piece in sentence]) == ["".join(s) for s in found]
+
+
+@given(st.text(st.sampled_from("a. 。é八\U0001f600\n!")))
+def test_no_sentence_begins_within_a_character(text: str) -> None:
+    found = of_text(text)
+
+    assert "".join(found) == text
+    assert all("\ufffd" not in sentence for sentence in found)
+
+
+@given(st.lists(st.integers(2, 257)))
+def test_bytes_that_are_no_characters_do_not_hide_the_sentence_before_them(garbage: list[int]) -> None:
+    ids = [*BYTES("One. ")["input_ids"], *BYTES("Two")["input_ids"], *garbage]
+
+    assert sentence_spans(ids, decode_bytes)[0] == (0, 5)
 
 
 def test_the_end_of_sequence_belongs_to_the_last_sentence() -> None:

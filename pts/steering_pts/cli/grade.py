@@ -8,15 +8,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steering_pts.cli.data_options import AnswerField, DataFormat, LayoutName, QuestionField, SkipBadRows
+from steering_pts.cli.options import AsJson, OracleOption
 from steering_pts.cli.run import oracle_for
-from steering_pts.data import DataOptions, load_problems
+from steering_pts.data import DataOptions, Format, load_problems
+from steering_pts.data.values import as_json as json_value
 from steering_pts.errors import DataError
 from steering_pts.grading.answers import Answer, AnswerFields, AnswerFile, read_answers
 from steering_pts.grading.confusion import Confusion, Rate
@@ -33,15 +36,13 @@ Graded = tuple[Answer, Judgement]
 
 def grade(
     file: Annotated[
-        Path, typer.Argument(help="JSON lines: question, answer and completion, or id and completion.")
+        Path, typer.Argument(help="Rows with question, answer and completion, or with id and completion.")
     ],
     oracle: Annotated[
         str | None,
         typer.Option(help=f"{', '.join(ORACLES)} or module:function; chosen by the data if not given."),
     ] = None,
-    oracle_option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the oracle; repeatable.")
-    ] = None,
+    oracle_option: OracleOption = None,
     dataset: Annotated[
         str | None,
         typer.Option(help="Data set that the rows' ids refer to; else each has question and answer."),
@@ -52,10 +53,15 @@ def grade(
     ] = None,
     label_field: Annotated[
         str | None,
-        typer.Option(help="What is known to be right; correct, is_correct or human_label if not given."),
+        typer.Option(
+            help="What is known to be right; correct, is_correct or human_label if not given and it holds labels; "
+            "'' for none."
+        ),
     ] = None,
-    question_field: Annotated[str | None, typer.Option(help="Found by its name if not given.")] = None,
-    answer_field: Annotated[str | None, typer.Option(help="Found by its name if not given.")] = None,
+    format: DataFormat = None,
+    layout: LayoutName = None,
+    question_field: QuestionField = None,
+    answer_field: AnswerField = None,
     id_field: Annotated[str | None, typer.Option(help="Found by its name if not given (--dataset).")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the rows here, with verdict, extracted, explanation.")
@@ -66,19 +72,27 @@ def grade(
             help="Explain so many disagreements with the labels (without labels: not correct).", min=0
         ),
     ] = 0,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Skip rows that can't be used.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object.")] = False,
+    skip_bad_rows: SkipBadRows = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge the completions in FILE, and compare the verdicts with labels where it has them.
 
+    --format, --layout, --question-field and --answer-field are of the data set, or of FILE where there is no --dataset.
     Labels are true or false, 1 or 0, correct, incorrect or censored. Rates are of what both sides judged, with Wilson
     95 % intervals; what is censored is counted apart.
     """
-    problems = None if dataset is None else load_problems(dataset, DataOptions(split=split))
-    fields = AnswerFields(completion_field, label_field, question_field, answer_field, id_field)
-    answers = read_answers(file, fields, problems, skip_bad_rows=skip_bad_rows)
+    data = DataOptions(
+        format=cast("Format | None", format),  # checked there
+        layout=layout,
+        question_field=question_field,
+        answer_field=answer_field,
+        split=split,
+        skip_bad_rows=skip_bad_rows,
+    )
+    problems = None if dataset is None else load_problems(dataset, data)
+    fields = AnswerFields(completion_field, label_field, question_field, answer_field, id_field, layout)
+    own_format = data.format if dataset is None else None
+    answers = read_answers(file, fields, problems, format=own_format, skip_bad_rows=skip_bad_rows)
     _check_out(out, file, answers.label_field)
     asked = list({answer.problem.id: answer.problem for answer in answers.answers}.values())
     with oracle_for(oracle, asked, oracle_option or ()) as judge:
@@ -123,12 +137,13 @@ def _judge(oracle: Oracle, answers: Sequence[Answer], progress: RunProgress) -> 
 def _line(answer: Answer, judgement: Judgement) -> str:
     return json.dumps(
         {
-            **answer.row,
+            **{name: json_value(value) for name, value in answer.row.items()},
             "verdict": judgement.verdict,
             "extracted": judgement.extracted,
             "explanation": judgement.explanation,
             "oracle_failed": judgement.failed,
-        }
+        },
+        allow_nan=False,
     )
 
 

@@ -11,6 +11,7 @@ import typer
 from steering_pts.cli.options import AsJson, Run
 from steering_pts.cli.run import RunFolder, tokenizer_of
 from steering_pts.cli.tables import print_completions, print_pivots, print_summary
+from steering_pts.ledger.export import read_pivots
 
 
 def status(run: Run, as_json: AsJson = False) -> None:
@@ -29,12 +30,11 @@ def show(
     """Show the pivots of a run in their context: green where they help, red where they harm."""
     folder = RunFolder(run)
     with folder.read() as ledger:
-        lines = folder.require_pivots().read_text(encoding="utf-8").splitlines()
+        pivots = read_pivots(folder.require_pivots())
         if as_json:
-            sys.stdout.write("".join(f"{line}\n" for line in lines[:limit]))
-            return
-        pivots = [json.loads(line) for line in lines]
-        if full:
+            for pivot in pivots[:limit]:
+                sys.stdout.write(f"{json.dumps(pivot, ensure_ascii=False)}\n")
+        elif full:
             print_completions(ledger, pivots, tokenizer_of(ledger), limit)
         else:
             print_pivots(pivots, limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Generator
 from pathlib import Path
@@ -69,29 +70,30 @@ def _lines(path: Path, file: BinaryFile) -> Generator[Row]:
 
 
 def _parse_line(number: int, line: bytes) -> Row:
+    faults: list[str] = []
     try:
-        value = json.loads(line.decode(), parse_constant=_refuse_constant)
+        value = _decoder(faults).decode(line.decode())
     except UnicodeDecodeError as error:
         return Row(number, {}, f"not UTF-8 (byte {error.start + 1} of the line)")
     except json.JSONDecodeError as error:
         return Row(number, {}, f"not JSON ({error.msg}, column {error.colno})")
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
         return Row(number, {}, f"not JSON ({error})")
-    return _row(number, value)
+    return Row(number, {}, faults[0]) if faults else _row(number, value)
 
 
 def _items(text: str) -> Generator[Row]:
-    constants: list[str] = []
-    decoder = json.JSONDecoder(parse_constant=constants.append)
+    faults: list[str] = []
+    decoder = _decoder(faults)
     index = _skip(text, text.index("[") + 1)
     number, counted = 1, 0
     is_more = not text.startswith("]", index)
     while is_more:
         number += text.count("\n", counted, index)
         counted = index
-        constants.clear()
+        faults.clear()
         value, index = decoder.raw_decode(text, index)
-        yield Row(number, {}, f"{constants[0]} is not a number") if constants else _row(number, value)
+        yield Row(number, {}, faults[0]) if faults else _row(number, value)
         index = _skip(text, index)
         if is_more := text.startswith(",", index):
             index = _skip(text, index + 1)
@@ -112,5 +114,22 @@ def _row(number: int, value: object) -> Row:
     return Row(number, value)
 
 
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a number")
+def _decoder(faults: list[str]) -> json.JSONDecoder:
+    """A decoder that says in `faults` which numbers are none, or none that can be held."""
+
+    def constant(name: str) -> None:
+        faults.append(f"{name} is not a number")
+
+    def decimal(text: str) -> float:
+        if math.isinf(number := float(text)):
+            faults.append(f"{text:.40} is too large for a number; write it as text")
+        return number
+
+    def integer(text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:  # Python reads no more than 4,300 digits, for that takes ever longer
+            faults.append(f"a number of {len(text):,} digits is too long; write it as text")
+            return 0
+
+    return json.JSONDecoder(parse_constant=constant, parse_float=decimal, parse_int=integer)

@@ -11,11 +11,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from steering_pts.data.problem import Problem, problem_id
+from steering_pts.data.rendering import (
+    flattened,
+    has_list,
+    has_truth,
+    holds,
+    is_nested,
+    label_of,
+    letter_of,
+    question_after_passage,
+    question_with_options,
+    task_with_tests,
+    tests_of,
+    yes_or_no,
+)
 from steering_pts.data.rows import Values
-from steering_pts.data.values import RowError, as_text, nested_of, text_of
-
-_LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_TRUTHS: Final[Mapping[str, str]] = {"true": "yes", "false": "no", "yes": "yes", "no": "no"}
+from steering_pts.data.values import as_text, text_of
 
 Render = Callable[[Values, str], str]
 """A text from a row and the name of the column that it is about; raises RowError."""
@@ -37,6 +48,7 @@ class Layout:
         made: Whether a problem was read by this layout, as far as the problem tells.
         spent: Of `needs`, what the question holds already, so that `Problem.fields` leaves it out.
         keeps: Whether `Problem.fields` keeps the columns of question and answer too.
+        flat: What a row becomes before anything is read from it.
     """
 
     name: str
@@ -50,6 +62,7 @@ class Layout:
     made: Callable[[Problem], bool] = lambda _problem: False
     spent: tuple[str, ...] = ()
     keeps: bool = False
+    flat: Callable[[Values], Values] = lambda row: row
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,7 @@ class Columns:
         Raises:
             RowError: there is none in it.
         """
+        row = self.layout.flat(row)
         question = self.layout.question_of(row, self.question)
         answer = self.layout.answer_of(row, self.answer)
         spent = (
@@ -75,102 +89,6 @@ class Columns:
             name: as_text(value) for name, value in row.items() if name not in spent and value is not None
         }
         return Problem(problem_id(question, answer), question, answer, fields)
-
-
-def options_of(row: Values, name: str) -> dict[str, str]:
-    """The options of a multiple-choice question by label.
-
-    The field is `{"label": [...], "text": [...]}`, a list of `{"label", "text"}`, or a list of
-    texts, whose labels are A, B, C …
-
-    Raises:
-        RowError: it is something else, has fewer than 2 options, or a label twice.
-    """
-    match nested_of(row, name):
-        case {"label": list(labels), "text": list(texts)} if len(labels) == len(texts):
-            pairs = list(zip(labels, texts, strict=True))
-        case list(items) if all(
-            isinstance(item, dict) and {"label", "text"} <= item.keys() for item in items
-        ):
-            pairs = [(item["label"], item["text"]) for item in items]
-        case list(items) if len(items) <= len(_LETTERS) and not any(
-            isinstance(i, list | dict) for i in items
-        ):
-            pairs = list(zip(_LETTERS, items, strict=False))
-        case _:
-            raise RowError(f"field {name!r} must be a list of options, or their texts with as many labels")
-    options = {as_text(label).strip(): as_text(text).strip() for label, text in pairs}
-    if len(options) < 2 or len(options) != len(pairs) or not all(options) or not all(options.values()):
-        raise RowError(
-            f"field {name!r} must hold at least two options, each with a label and a text of its own"
-        )
-    return options
-
-
-def with_options(question: str, options: Mapping[str, str]) -> str:
-    """A question with its options: a blank line, then one `LABEL) text` on each line."""
-    return "\n".join([question.strip(), "", *(f"{label}) {text}" for label, text in options.items())])
-
-
-def _question_with_options(row: Values, name: str) -> str:
-    return with_options(text_of(row, name), options_of(row, "choices"))
-
-
-def _label(row: Values, name: str) -> str:
-    label, options = text_of(row, name).strip(), options_of(row, "choices")
-    if label not in options:
-        raise RowError(f"field {name!r} is {label!r:.40}, none of the labels {', '.join(options)}")
-    return label
-
-
-def _letter(row: Values, name: str) -> str:
-    text, letters = text_of(row, name).strip(), "".join(options_of(row, "choices"))
-    if text.isdecimal() and len(text) <= 2 and int(text) < len(letters):
-        return letters[int(text)]
-    if text in [*letters]:
-        return text
-    raise RowError(f"field {name!r} is {text!r:.40}; expected 0 to {len(letters) - 1}, or A to {letters[-1]}")
-
-
-def _is_list(row: Values) -> bool:
-    try:
-        return isinstance(nested_of(row, "choices"), list)
-    except RowError:
-        return False
-
-
-def _question_after_passage(row: Values, name: str) -> str:
-    return f"{text_of(row, 'passage').strip()}\n\n{text_of(row, name).strip()}"
-
-
-def _yes_or_no(row: Values, name: str) -> str:
-    value = row.get(name)
-    text = as_text(value) if isinstance(value, bool) else text_of(row, name)
-    if answer := _TRUTHS.get(text.strip().casefold()):
-        return answer
-    raise RowError(f"field {name!r} is {text!r:.40}; expected true or false")
-
-
-def _is_truth(value: object) -> bool:
-    return isinstance(value, bool) or (
-        isinstance(value, str) and value.strip().casefold() in {"true", "false"}
-    )
-
-
-def _tests(row: Values, name: str) -> str:
-    tests = nested_of(row, name)
-    if not isinstance(tests, list) or not tests or not all(isinstance(t, str) and t.strip() for t in tests):
-        raise RowError(f"field {name!r} must be a list of tests")
-    return "\n".join(tests)
-
-
-def _task_with_tests(row: Values, name: str) -> str:
-    # The tests name the function; without them nobody could know what it has to be called.
-    return f"{text_of(row, name).strip()}\n\nThe code must pass these tests:\n\n{_tests(row, 'test_list')}"
-
-
-def _holds(name: str, mark: str) -> Callable[[Values], bool]:
-    return lambda row: mark in str(row.get(name, ""))
 
 
 PLAIN: Final = Layout(
@@ -198,8 +116,8 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
             questions=("text", "prompt"),
             answers=("test_list",),
             needs=("code",),
-            question_of=_task_with_tests,
-            answer_of=_tests,
+            question_of=task_with_tests,
+            answer_of=tests_of,
             made=lambda problem: "test_list" in problem.fields,
             keeps=True,
         ),
@@ -209,9 +127,20 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
             questions=("question",),
             answers=("answerKey",),
             needs=("choices",),
-            question_of=_question_with_options,
-            answer_of=_label,
+            question_of=question_with_options,
+            answer_of=label_of,
             made=lambda problem: "choices" in problem.fields,
+        ),
+        Layout(
+            name="arc_nested",
+            oracle="choice",
+            questions=("question",),
+            answers=("answerKey",),
+            question_of=question_with_options,
+            answer_of=label_of,
+            marks=is_nested,
+            made=lambda problem: "choices" in problem.fields,
+            flat=flattened,
         ),
         Layout(
             name="mmlu",
@@ -219,20 +148,20 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
             questions=("question",),
             answers=("answer",),
             needs=("choices",),
-            question_of=_question_with_options,
-            answer_of=_letter,
-            marks=_is_list,
+            question_of=question_with_options,
+            answer_of=letter_of,
+            marks=has_list,
             made=lambda problem: "choices" in problem.fields,
         ),
         Layout(
             name="boolq",
             oracle="choice",
             questions=("question",),
-            answers=("answer",),
+            answers=("answer", "label"),
             needs=("passage",),
-            question_of=_question_after_passage,
-            answer_of=_yes_or_no,
-            marks=lambda row: _is_truth(row.get("answer")),
+            question_of=question_after_passage,
+            answer_of=yes_or_no,
+            marks=has_truth,
             made=lambda problem: problem.answer in {"yes", "no"},
             spent=("passage",),
         ),
@@ -242,7 +171,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
             questions=("problem",),
             answers=("answer", "solution"),
             needs=("solution",),
-            marks=_holds("solution", "\\boxed"),
+            marks=holds("solution", "\\boxed"),
             made=lambda problem: "\\boxed" in problem.answer,
         ),
         Layout(
@@ -250,7 +179,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
             oracle="math",
             questions=("question",),
             answers=("answer",),
-            marks=_holds("answer", "####"),
+            marks=holds("answer", "####"),
             made=lambda problem: "####" in problem.answer,
         ),
         PLAIN,
@@ -323,6 +252,10 @@ def _bind(layout: Layout, present: Iterable[str], question: str | None, answer: 
     )
     for role, named, usual in (("question", question, layout.questions), ("answer", answer, layout.answers)):
         name = next((n for n in (usual if named is None else [named]) if n in present), None)
+        if (
+            name is None and named is None and layout is PLAIN
+        ):  # the other layouts' own data sets have them as they are
+            name = next((p for n in usual for p in present if p.casefold() == n), None)
         if name is not None:
             found[role] = name
             continue

@@ -55,7 +55,7 @@ def open_rows(source: str, format: Format | None, split: str, limit: int | None)
     kind, _, rest = source.partition(":")
     if kind == "demo":
         try:
-            return _file(data_path(rest), "jsonl")
+            return file_rows(data_path(rest), "jsonl")
         except ValueError as error:
             raise DataError(source, [str(error)]) from None
     if kind == "hf":
@@ -74,7 +74,7 @@ def open_rows(source: str, format: Format | None, split: str, limit: int | None)
             source,
             [f"its name ends in none of {suffixes} (or one of them and .gz); name the format with --format"],
         )
-    return _file(path, chosen or "jsonl")
+    return file_rows(path, chosen or "jsonl")
 
 
 def format_of(path: Path) -> Format | None:
@@ -91,7 +91,8 @@ def _mode(path: Path) -> int | None:
         return None
 
 
-def _file(path: Path, format: Format) -> Rows:
+def file_rows(path: Path, format: Format) -> Rows:
+    """The rows of a file, read when they are iterated over."""
     return Rows(
         _READERS[format](path),
         noun="row" if format == "parquet" else "line",

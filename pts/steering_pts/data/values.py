@@ -70,6 +70,21 @@ def as_text(value: object) -> str:
     return text if is_encodable(text) else json.dumps(value, default=_plain)
 
 
+def as_json(value: object) -> object:
+    """Any value as one that JSON has: no number that is none, and text for what has no other form."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case None | bool() | int() | float() | str():
+            return value
+        case dict():
+            return {str(name): as_json(item) for name, item in value.items()}
+        case list() | tuple():
+            return [as_json(item) for item in value]
+        case _:
+            return as_text(value)
+
+
 def is_encodable(text: str) -> bool:
     """Whether it can be written as UTF-8, which half of a surrogate pair can't."""
     try:

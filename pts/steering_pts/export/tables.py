@@ -45,7 +45,10 @@ def problems(ledger: LedgerReader) -> RowTable:
 
 
 def candidates(ledger: LedgerReader) -> RowTable:
-    """The tokens that the screen left, with what became of each; of a run over sentences, its nominees.
+    """The tokens that the screen left, with what became of each.
+
+    Of a run over sentences, those that alternatives have been drawn to, which exploration begins with for all that the
+    screen left: where sentences begin, only the tokenizer tells.
 
     The columns of a nominee are empty where a candidate was not nominated, those of its
     confirmation (`confirmation_…`) where it has not been confirmed.
@@ -93,8 +96,15 @@ def _candidate_rows(ledger: LedgerReader, columns: tuple[Column, ...]) -> Genera
                 if name not in _PLACE
             }
             found[confirmation.position] = found.get(confirmation.position, {}) | row
-        screened = candidate_positions(score.probabilities, tau) if in_tokens else ()
-        for position in sorted({*screened, *found}):
+        screened = (
+            candidate_positions(score.probabilities, tau)
+            if in_tokens
+            else ledger.explored_positions(completion.id)
+        )
+        positions = sorted({*screened, *found})
+        if len(score.probabilities) != len(completion.ids) or positions[-1:] >= [len(completion.ids)]:
+            raise LedgerError(f"{ledger.path}: the rows of completion {completion.id} do not fit its tokens")
+        for position in positions:
             yield (
                 empty
                 | found.get(position, {})

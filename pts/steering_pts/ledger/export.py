@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from steering_pts.data import Problem
 from steering_pts.errors import LedgerError
 from steering_pts.ledger.records import AlternativeCount, CompletionRecord, ConfirmationRecord, PivotRecord
 
 PIVOT_SCHEMA: Final = "steering.pivot/1"
+_AGAIN: Final = "the command that began the run writes it anew"
 
 
 def pivot_lines(
@@ -62,13 +64,39 @@ def pivot_lines(
         yield json.dumps(line, ensure_ascii=False, allow_nan=False)
 
 
+def read_pivots(path: Path) -> list[dict[str, Any]]:
+    """The pivots of a file that `pivot_lines` went into.
+
+    Raises:
+        LedgerError: it can't be read, or a line is not whole.
+    """
+    try:
+        # Only \n ends a line: str.splitlines would also cut at U+2028 and its like, which texts may hold.
+        lines = path.read_bytes().decode().removesuffix("\n").split("\n")
+        return [_pivot(path, number, line) for number, line in enumerate(lines, start=1) if line]
+    except UnicodeDecodeError:
+        raise LedgerError(f"{path} is damaged: it is not UTF-8; {_AGAIN}") from None
+    except OSError as error:
+        raise LedgerError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _pivot(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        pivot = json.loads(line)
+    except (ValueError, RecursionError):
+        pivot = None
+    if not isinstance(pivot, dict) or pivot.get("schema") != PIVOT_SCHEMA:
+        raise LedgerError(f"{path} is damaged: line {number} is not a whole {PIVOT_SCHEMA} object; {_AGAIN}")
+    return pivot
+
+
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Writes lines to a file that is either as before or complete, whenever the process ends.
+    """Writes lines to a file that is either as before or complete, whenever the process ends; see `replacing`.
 
     Raises:
         LedgerError: it can't be written; nothing is left behind.
     """
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as written, written.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(line + "\n" for line in lines)
 
 
@@ -76,22 +104,40 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write in the place of another: it takes that place, on the disk, when the block ends without an error.
 
+    It keeps the other's permissions. A link stays one, and what it leads to is replaced; what is no regular file (a
+    pipe, a device) has no other in its place, so that the block writes to itself.
+
     Raises:
         LedgerError: it can't be written; nothing is left behind.
     """
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
+        mode = _mode(path)
+        if mode is not None and not stat.S_ISREG(mode):
+            yield path
+            return
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        # Not by `tempfile`, whose files are for their owner alone, whatever the umask says.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
+            if mode is not None:
+                os.fchmod(descriptor, stat.S_IMODE(mode))
             yield temporary
             os.fsync(descriptor)
-            temporary.chmod(0o644)  # mkstemp makes files for the owner alone
-            temporary.replace(path)
+            temporary.replace(target)
         finally:
             os.close(descriptor)
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise LedgerError(f"{path} can't be written: {error.strerror or error}") from error
+
+
+def _mode(path: Path) -> int | None:
+    """The mode of what a path leads to; None where there is nothing."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
 
 
 def _counts(confirmation: ConfirmationRecord) -> dict[str, int | float]:

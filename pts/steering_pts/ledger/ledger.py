@@ -12,7 +12,8 @@ from typing import Self, TypeVar
 from steering_pts.data import Problem
 from steering_pts.errors import LedgerError, LedgerSettingsError
 from steering_pts.ledger.lock import WriterLock
-from steering_pts.ledger.reader import JSON, LedgerReader, check_schema, open_for_reading
+from steering_pts.ledger.opening import check_schema, open_for_reading
+from steering_pts.ledger.reader import JSON, LedgerReader
 from steering_pts.ledger.records import (
     CompletionRecord,
     ConfirmationRecord,
@@ -21,7 +22,7 @@ from steering_pts.ledger.records import (
     RolloutRecord,
     ScoreRecord,
 )
-from steering_pts.ledger.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
+from steering_pts.ledger.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, TRIGGERS
 from steering_pts.ledger.tables import (
     COMPLETIONS,
     CONFIRMATIONS,
@@ -30,6 +31,7 @@ from steering_pts.ledger.tables import (
     PROBLEMS,
     ROLLOUTS,
     SCORES,
+    SETTINGS,
     Table,
     Value,
 )
@@ -160,14 +162,14 @@ class Ledger(LedgerReader):
 
     def _create(self, settings: Mapping[str, str]) -> None:
         with self._transaction():
-            for statement in filter(str.strip, SCHEMA.split(";")):
+            for statement in (*filter(str.strip, SCHEMA.split(";")), *TRIGGERS):
                 self._connection.execute(statement)
             self._connection.executemany("INSERT INTO settings VALUES (?, ?)", sorted(settings.items()))
             self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _compare_settings(self, settings: Mapping[str, str]) -> None:
-        stored: dict[str, str] = dict(self._rows("SELECT key, value FROM settings"))
+        stored = dict(self._select(SETTINGS))
         differences = [
             f"{key} was {stored.get(key, 'not set')} and is now {settings.get(key, 'not set')}"
             for key in sorted(stored.keys() | settings.keys())

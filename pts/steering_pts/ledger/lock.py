@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Final, TextIO
 
 from steering_pts.errors import LedgerError, LedgerLockedError
+
+_ATTEMPTS: Final = 200
+_PAUSE_SECONDS: Final = 0.01
 
 
 class WriterLock:
@@ -29,19 +34,40 @@ class WriterLock:
         except OSError as error:
             raise LedgerError(f"{path}: its lock file can't be made: {error.strerror}") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._file)
         except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip()
             self._file.close()
             raise LedgerLockedError(path, int(holder) if holder.isdigit() else None) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        except OSError as error:  # a network disk, say, that has none
+            self._file.close()
+            raise LedgerError(f"{path} can't be locked: {error.strerror}") from error
+        with suppress(OSError):  # the id is for others to read; on a full disk the lock holds without it
+            os.ftruncate(self._file.fileno(), 0)
+            os.write(self._file.fileno(), str(os.getpid()).encode())
 
     def release(self) -> None:
         """Gives the lock up; a second call does nothing."""
         self._file.close()
+
+
+def _lock(file: TextIO) -> None:
+    """Takes the exclusive lock.
+
+    Raises:
+        BlockingIOError: somebody else has it.
+        OSError: it can't be locked.
+    """
+    for _ in range(_ATTEMPTS):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        # A shared lock can be had beside that of `lock_holder`, which is gone in a moment, but not beside a writer's.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(_PAUSE_SECONDS)
+    raise BlockingIOError
 
 
 def lock_holder(path: Path) -> int | None:

@@ -7,11 +7,12 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from steering_pts.closing import Closing
 from steering_pts.data import Problem
 from steering_pts.errors import LedgerError
+from steering_pts.ledger.explaining import DAMAGED, ERRORS, explained, on_one_line
 from steering_pts.ledger.export import pivot_lines, write_atomically
 from steering_pts.ledger.records import (
     CompletionRecord,
@@ -23,7 +24,6 @@ from steering_pts.ledger.records import (
     RolloutRecord,
     ScoreRecord,
 )
-from steering_pts.ledger.schema import APPLICATION_ID, SCHEMA_VERSION
 from steering_pts.ledger.tables import (
     COMPLETIONS,
     CONFIRMATIONS,
@@ -32,6 +32,7 @@ from steering_pts.ledger.tables import (
     PROBLEMS,
     ROLLOUTS,
     SCORES,
+    SETTINGS,
     Row,
     Table,
     Value,
@@ -41,17 +42,6 @@ from steering_pts.oracles.base import Verdict
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 Record = TypeVar("Record")
-
-_DAMAGED: Final = (
-    "the file is damaged and was left as it is: put a copy of it back, save what is readable with "
-    "`sqlite3 FILE .recover`, or begin another run in an empty folder"
-)
-_ADVICE: Final = {
-    "disk is full": "make room and give the same command again: what was finished is kept",
-    "malformed": _DAMAGED,
-    "disk I/O error": "the device has failed to read or write; nothing more was written",
-    "readonly": "the file can't be written to; make it writable and give the same command again",
-}
 
 
 class LedgerReader(Closing):
@@ -71,7 +61,7 @@ class LedgerReader(Closing):
 
     def settings(self) -> dict[str, JSON]:
         """The settings that the run was begun with."""
-        return {key: json.loads(text) for key, text in self._rows("SELECT key, value FROM settings")}
+        return {key: json.loads(text) for key, text in self._select(SETTINGS)}
 
     def problems(self) -> list[Problem]:
         """All problems, in the order in which they were added."""
@@ -104,6 +94,16 @@ class LedgerReader(Closing):
         records = (self._decoded(ROLLOUTS, row) for row in found)
         return {record.key: record for record in records}
 
+    def explored_positions(self, completion_id: str) -> set[int]:
+        """Where the alternatives of a completion's candidates have been drawn."""
+        query = (
+            f"SELECT DISTINCT position FROM {ROLLOUTS.name} WHERE completion_id = ? AND arm = 'alternative'"  # noqa: S608  # our own names
+        )
+        positions = {position for (position,) in self._rows(query, (completion_id,))}
+        if odd := [position for position in positions if not isinstance(position, int)]:
+            raise self._damaged("a rollout", f"position is {odd[0]!r:.40}")
+        return positions
+
     def nominees(self, completion_id: str | None = None) -> list[NomineeRecord]:
         """All nominees, or a completion's, by completion and position."""
         return self._select(NOMINEES, completion_id=completion_id)
@@ -124,7 +124,7 @@ class LedgerReader(Closing):
                 completions=self._count_verdicts("completions"),
                 scored=self._count("scores"),
                 rollouts=self._count_verdicts("rollouts"),
-                stages=dict(self._rows("SELECT stage, COUNT(*) FROM rollouts GROUP BY stage ORDER BY stage")),
+                stages=self._count_by("rollouts", "stage"),
                 nominees=self._count("nominees"),
                 unaffordable=self._number("SELECT COUNT(*) FROM nominees WHERE alternative = 0"),
                 confirmations=self._count("confirmations"),
@@ -152,6 +152,9 @@ class LedgerReader(Closing):
             completions = {record.id: record for record in self.completions()}
             confirmations = {(r.completion_id, r.position): r for r in self.confirmations()}
             pivots = self.pivots()
+        for pivot in pivots:
+            if pivot.problem_id not in problems or pivot.completion_id not in completions:
+                raise self._damaged(f"pivot {pivot.completion_id!r:.80}", "it is of nothing that is there")
         write_atomically(path, pivot_lines(pivots, problems, completions, confirmations, decode))
 
     def _select(self, table: Table[Record], **where: Value) -> list[Record]:
@@ -162,28 +165,41 @@ class LedgerReader(Closing):
 
     def _decoded(self, table: Table[Record], row: Row) -> Record:
         try:
-            return table.decode(row)
-        except (ValueError, TypeError) as error:
-            raise LedgerError(
-                f"{self.path}: {table.noun} {row[0]} can't be read ({error}); {_DAMAGED}"
-            ) from error
+            return table.read(row)
+        except ValueError as error:
+            raise self._damaged(f"{table.noun} {row[0]!r:.80}", error) from error
+
+    def _damaged(self, what: str, why: object) -> LedgerError:
+        return LedgerError(f"{self.path}: {what} can't be read ({on_one_line(why)}); {DAMAGED}")
 
     def stream(self, table: Table[Record]) -> Iterator[Record]:
         """All records of a table as it is now, one by one: a table that is larger than the memory can be read."""
         with self._translated():
             for row in self._connection.execute(table.select()):
-                yield table.decode(row)
+                yield self._decoded(table, row)
 
     def _count(self, table: str) -> int:
         return self._number(f"SELECT COUNT(*) FROM {table}")  # noqa: S608  # our own names
 
     def _count_verdicts(self, table: str) -> dict[Verdict, int]:
-        query = f"SELECT verdict, COUNT(*) FROM {table} GROUP BY verdict"  # noqa: S608  # our own names
-        return dict.fromkeys(Verdict, 0) | {Verdict(name): count for name, count in self._rows(query)}
+        counts = self._count_by(table, "verdict")
+        try:
+            return dict.fromkeys(Verdict, 0) | {Verdict(name): count for name, count in counts.items()}
+        except ValueError as error:
+            raise self._damaged(f"a verdict among the {table}", error) from error
+
+    def _count_by(self, table: str, column: str) -> dict[str, int]:
+        query = f"SELECT {column}, COUNT(*) FROM {table} GROUP BY {column} ORDER BY {column}"  # noqa: S608  # our own names
+        rows = self._rows(query)
+        if odd := [value for value, _ in rows if not isinstance(value, str)]:
+            raise self._damaged(f"{column} among the {table}", f"{odd[0]!r:.40} is no text")
+        return dict(rows)
 
     def _number(self, query: str) -> int:
         ((number,),) = self._rows(query)
-        return int(number)
+        if not isinstance(number, int):  # a sum with anything else in it is no integer
+            raise self._damaged("a count", f"{number!r:.40} is no integer")
+        return number
 
     def _rows(self, query: str, parameters: Sequence[Value] = ()) -> list[Row]:
         with self._translated():
@@ -205,53 +221,5 @@ class LedgerReader(Closing):
         """Turns what SQLite raises (a full disk, a damaged file) into LedgerError."""
         try:
             yield
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise LedgerError(f"{self.path}: {explained(error)}") from error
-
-
-def explained(error: sqlite3.Error) -> str:
-    """What SQLite says, and what can be done about it."""
-    said = str(error)
-    for part, advice in _ADVICE.items():
-        if part in said:
-            return f"{said}; {advice}"
-    return said
-
-
-def open_for_reading(path: Path) -> LedgerReader:
-    """A ledger without its lock; nothing can be written through it.
-
-    Raises:
-        LedgerError: there is no such file, it is no ledger, or it is of another schema version.
-    """
-    if not path.is_file():
-        raise LedgerError(f"{path}: there is no such ledger")
-    try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    except sqlite3.Error as error:
-        raise LedgerError(f"{path} can't be opened: {error}") from error
-    try:
-        check_schema(path, connection)
-    except LedgerError:
-        connection.close()
-        raise
-    return LedgerReader(path, connection)
-
-
-def check_schema(path: Path, connection: sqlite3.Connection) -> None:
-    """Makes sure that a database is a ledger that this version can read.
-
-    Raises:
-        LedgerError: it is not.
-    """
-    try:
-        ((application,),) = connection.execute("PRAGMA application_id")
-        ((version,),) = connection.execute("PRAGMA user_version")
-    except sqlite3.Error as error:
-        raise LedgerError(f"{path} is not a ledger: {error}") from error
-    if application != APPLICATION_ID:
-        raise LedgerError(f"{path} is not a ledger: its application id is {application:#x}")
-    if version != SCHEMA_VERSION:
-        raise LedgerError(
-            f"{path} is a ledger of schema version {version}; this version of pts reads {SCHEMA_VERSION}"
-        )

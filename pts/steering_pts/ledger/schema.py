@@ -1,8 +1,16 @@
 """The SQLite schema of a ledger.
 
-A change of it is a new SCHEMA_VERSION; a ledger of another version is refused.
+A change of it is a new SCHEMA_VERSION; a ledger of another version is refused. The triggers are no part of that: what
+they refuse is never done, and a ledger that was begun without them is read and continued as any other.
 """
 
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from functools import cache
+from types import NoneType
 from typing import Final
 
 APPLICATION_ID: Final = 0x50545331  # "PTS1", at byte 68 of the file
@@ -63,3 +71,33 @@ CREATE TABLE pivots (
     PRIMARY KEY (completion_id, position)
 ) STRICT, WITHOUT ROWID;
 """
+
+APPEND_ONLY: Final = (
+    "settings",
+    "problems",
+    "completions",
+    "scores",
+    "rollouts",
+    "nominees",
+    "confirmations",
+)
+TRIGGERS: Final = tuple(
+    f"CREATE TRIGGER {table}_{change.lower()} BEFORE {change} ON {table} "
+    f"BEGIN SELECT RAISE(ABORT, '{table} are only ever added to'); END"
+    for table in APPEND_ONLY
+    for change in ("UPDATE", "DELETE")
+)
+
+_TYPES: Final[Mapping[str, type]] = {"INTEGER": int, "REAL": float, "TEXT": str, "BLOB": bytes}
+
+
+@cache
+def column_types(table: str) -> Mapping[str, tuple[type, ...]]:
+    """What each column of a table is read as."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        empty.executescript(SCHEMA)
+        columns = empty.execute('SELECT name, type, "notnull", pk FROM pragma_table_info(?)', (table,))
+        return {
+            name: (_TYPES[kind],) if is_required or is_key else (_TYPES[kind], NoneType)
+            for name, kind, is_required, is_key in columns
+        }

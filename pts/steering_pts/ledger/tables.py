@@ -23,6 +23,7 @@ from steering_pts.ledger.records import (
     RolloutRecord,
     ScoreRecord,
 )
+from steering_pts.ledger.schema import column_types
 from steering_pts.oracles.base import Verdict
 
 Value = str | int | float | bytes | None
@@ -56,6 +57,21 @@ class Table(Generic[Record]):
         columns, order = _names(self.columns), _names(self.order)
         return f"SELECT {columns} FROM {self.name} WHERE {condition} ORDER BY {order}"  # noqa: S608  # our own names
 
+    def read(self, row: Row) -> Record:
+        """The record of a row as a file holds it.
+
+        Raises:
+            ValueError: no such row was ever written.
+        """
+        types = column_types(self.name)
+        values = zip(self.columns, row, strict=True)
+        if odd := [column for column, value in values if not isinstance(value, types[column])]:
+            raise ValueError(f"{odd[0]} is of another type")
+        try:
+            return self.decode(row)
+        except (TypeError, RecursionError) as error:  # JSON of another form
+            raise ValueError(str(error)) from error
+
     def key_of(self, row: Sequence[Value]) -> tuple[Value, ...]:
         """The key of an encoded row."""
         return tuple(row[self.columns.index(key)] for key in self.keys)
@@ -76,6 +92,20 @@ def _unpack_ids(blob: bytes) -> tuple[int, ...]:
 def _encode_problem(problem: Problem) -> tuple[Value, ...]:
     fields = json.dumps(dict(problem.fields), sort_keys=True, ensure_ascii=False)
     return problem.id, problem.question, problem.answer, fields
+
+
+def _decode_problem(row: Row) -> Problem:
+    id_, question, answer, text = row
+    fields = json.loads(text)
+    if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
+        raise ValueError("fields are not texts by name")
+    return Problem(id_, question, answer, fields)
+
+
+def _decode_setting(row: Row) -> tuple[str, str]:
+    key, text = row
+    json.loads(text)
+    return key, text
 
 
 def _encode_completion(r: CompletionRecord) -> tuple[Value, ...]:
@@ -133,6 +163,15 @@ def _decode_pivot(row: Row) -> PivotRecord:
     )
 
 
+SETTINGS: Final = Table(
+    name="settings",
+    noun="setting",
+    columns=("key", "value"),
+    keys=("key",),
+    order=("key",),
+    encode=lambda setting: setting,
+    decode=_decode_setting,
+)
 PROBLEMS: Final = Table(
     name="problems",
     noun="problem",
@@ -140,7 +179,7 @@ PROBLEMS: Final = Table(
     keys=("id",),
     order=("number",),
     encode=_encode_problem,
-    decode=lambda row: Problem(row[0], row[1], row[2], json.loads(row[3])),
+    decode=_decode_problem,
 )
 COMPLETIONS: Final = Table(
     name="completions",
