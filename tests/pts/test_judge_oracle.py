@@ -253,6 +253,9 @@ def test_failures_are_counted_in_the_log(
         "It is CORRECT, I think.",
         "Is it INCORRECT? No.\nCORRECT",
         "CORRECT\n\nThe numbers agree.",
+        "They do not differ, so it is CORRECT.",
+        "It is not wrong. CORRECT, I would say.",
+        "I see no difference\n\nCORRECT",
         "`CORRECT`",
     ],
 )
@@ -266,6 +269,11 @@ def test_a_clear_verdict_is_read(answer: str) -> None:
         ("CORRECT\nINCORRECT", "says both CORRECT and INCORRECT"),
         ("It is CORRECT or INCORRECT.", "says both CORRECT and INCORRECT"),
         ("It is CORRECT but I am UNSURE.", "says both CORRECT and UNSURE"),
+        ("NOT CORRECT", "denies or asks whether it is CORRECT"),
+        ("It is not CORRECT.", "denies or asks"),
+        ("This isn\u2019t quite CORRECT", "denies or asks"),
+        ("That can't be **INCORRECT**.", "denies or asks whether it is INCORRECT"),
+        ("Is it CORRECT? No.", "denies or asks"),
         ("", "says none of CORRECT, INCORRECT, UNSURE"),
         ("It is correct.", "says none of"),
         ("CORRECTLY done", "says none of"),
@@ -292,6 +300,8 @@ def test_a_line_of_its_own_decides_whatever_stands_around_it(around: str, word: 
 
 
 def test_a_long_answer_is_read_fast_and_shown_in_part() -> None:
+    assert read_verdict("not " * 250_000).failed
+    assert read_verdict("not CORRECT " * 100_000).failed
     judgement = read_verdict("*" * 1_000_000 + "\nCORRECT\n" + " \t" * 500_000)
 
     assert judgement.verdict is Verdict.CORRECT

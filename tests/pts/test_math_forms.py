@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -239,6 +240,20 @@ def test_words_are_compared_as_words(oracle: MathOracle, gold: str, word: str, f
         (r"\frac{1}{2}", r"\boxed{\frac12}"),
         ("2x+1", r"\boxed{f(x) = 2x+1}"),
         (r"(-\infty,-1)\cup(1,\infty)", r"\boxed{(-\infty, -1) \cup (1, \infty)}"),
+        (r"(-3,2)", "\\boxed{(\u20133, 2)}"),
+        ("-5", "Answer: \u20135"),
+        ("-5", "So x is \u20135"),
+        (r"\emptyset", r"\boxed{\varnothing}"),
+        (r"\emptyset", "\\boxed{\u2205}"),
+        ("2:00", r"\boxed{2:00 \text{ p.m.}}"),
+        (r"2:00 \text{ p.m.}", "Answer: 2:00 PM"),
+        ("2516_8", r"\boxed{2516_{8}}"),
+        ("2516_8", "The answer is 2516 in base 8."),
+        ("2516_8", r"\boxed{2516}"),
+        (r"AB2_{16}", r"\boxed{ab2_{16}}"),
+        ("120", "Answer: 5!"),
+        ("5", "Answer: 5!"),
+        ("18", "The answer is clearly 18! I am sure."),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}"),
         ("5!", r"\boxed{120}"),
         ("70000", r"\boxed{70{,}000}"),
@@ -263,10 +278,103 @@ def test_other_ways_to_write_the_same_are_correct(oracle: MathOracle, gold: str,
         ("2", "Answer: 2\u03c0"),
         ("(1,2)", r"\boxed{[1,2]}"),
         ("x=5", r"\boxed{y=6}"),
+        ("10", "pages 5\u201311"),
+        ("-5", "The result \u2013 5 apples"),
+        ("2:00", "Answer: 3:00"),
+        (r"2:00 \text{ p.m.}", "Answer: 2:00 a.m."),
+        ("14", r"\boxed{2:00 \text{ p.m.}}"),
+        ("2516_8", r"\boxed{2516_9}"),
+        ("2516_8", r"\boxed{2516 \text{ (base 9)}}"),
+        ("10_8", r"\boxed{8}"),
+        ("24", "Answer: 5!"),
+        ("5", "#### 5 more than 3"),
+        ("5", "The answer is 5 squared."),
     ],
 )
 def test_what_only_looks_alike_is_incorrect(oracle: MathOracle, gold: str, completion: str) -> None:
     assert verdict(oracle, gold, completion) is Verdict.INCORRECT
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+WORDED = {
+    "5": [
+        "approximately {}", "exactly {}", "therefore {}", "therefore: {}", "clearly {} apples", "about {}", "~{}",
+        "option {}", "{}, not 6", "not 6 but {}", "{}, because 2 + 3 is that", "{} dollars per 2 days", "five ({})",
+        "3 less than 8, so {}", "2 more than 3, which is {}", "${} for 16 glasses", "that Kylar pays ${} for 3 glasses",
+        "2 + 3 = {} apples", "2+3={} apples", "{}, which is 5.0", "as follows: {}", "{}: 2 eggs and 3 more",
+        "that she has {} apples", "${}$ dollars",
+    ],
+    "-5": ["exactly {}", "negative 5", "exactly negative 5"],
+    "18.50": ["18 dollars and 50 cents", "$18 and 50 cents", "that 18 dollars 50 cents are left"],
+    "18.5": ["$18$ dollars and $50$ cents"],
+    "18.05": ["18 dollars and 5 cents"],
+    "2.5": ["2 and a half hours", "2 and a half"],
+    "90%": ["18 out of 20, so {}"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gold", "words"), [(gold, words) for gold, several in WORDED.items() for words in several]
+)
+def test_the_answer_is_read_from_the_words_around_it(oracle: MathOracle, gold: str, words: str) -> None:
+    said = words.format(gold)
+
+    assert verdict(oracle, gold, f"The answer is {said}.") is Verdict.CORRECT
+    for other in {number for number in re.findall(r"\d+", said) if number != gold.strip("-%")} - {"5"}:
+        assert verdict(oracle, other, f"The answer is {said}.") is Verdict.INCORRECT
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "2 hours and 30 minutes",
+        "$2$ hours and $30$ minutes",
+        "18 out of 20",
+        "1 in 5",
+        "one in 5",
+        "3 for every 4",
+        "5 apples and 6 pears",
+        "that she sold 9 in the morning and 18 in the evening",
+        "between 10 and 12 apples",
+        "10 to 12 apples",
+        "half of 10",
+        "5 + x apples",
+        "18 eggs, so 36 dollars",
+        "x = 5 or x = 6",
+        "3 feet 6 inches",
+        "7:30 in the evening",
+        "not 5",
+    ],
+)
+def test_several_numbers_that_nothing_decides_between_equal_none(oracle: MathOracle, words: str) -> None:
+    for form in ("The answer is {}.", "Answer: {}\n"):
+        for number in {*re.findall(r"\d+", words), "1"}:
+            assert verdict(oracle, number, form.format(words)) is Verdict.INCORRECT
+
+
+@given(
+    st.integers(1, 10**6),
+    st.integers(1, 99),
+    st.sampled_from(["{} dollars and {} cents", "${} and {} cents"]),
+)
+def test_dollars_and_cents_are_one_amount(oracle: MathOracle, dollars: int, cents: int, words: str) -> None:
+    said = words.format(dollars, cents)
+
+    for form in FORMS:
+        if "${}$" not in form:
+            assert is_right(oracle, f"{dollars}.{cents:02}", said, form)
+            assert not is_right(oracle, str(dollars), said, form)
+
+
+@pytest.mark.parametrize(
+    ("gold", "line"),
+    [("18", "18, because"), ("18", "18 dollars, not 17"), ("18.5", "18 dollars and 50 cents")],
+)
+def test_words_behind_the_number_of_an_answer_line_are_read_too(
+    oracle: MathOracle, gold: str, line: str
+) -> None:
+    assert verdict(oracle, gold, f"#### {line}") is Verdict.CORRECT
 
 
 # --- GSM8K ------------------------------------------------------------------------------------------------------------

@@ -150,6 +150,10 @@ def test_what_only_dresses_an_answer_is_taken_off(dressed: str, plain: str) -> N
 @example("Answer: -" + " " * 20000 + "x")
 @example("#### 5 \\times" + " " * 20000 + "x")
 @example("####" * 5000)
+@example("Answer: 5" + " so 5 apples" * 40)
+@example("Answer: " + "5 apples because " * 5000)
+@example("Answer: a = " + "and 5 = " * 5000)
+@example("Answer: " + "not 5 " * 80)
 def test_any_text_can_be_searched(text: str) -> None:
     answer = extract_answer(text)
 

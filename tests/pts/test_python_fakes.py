@@ -29,6 +29,10 @@ FAKES = {
         "class A(str):\n    def __eq__(self, other): return True\n    def __hash__(self): return hash(4)\n"
         "def f(x): return A('x')"
     ),
+    "a number that makes what it likes of others": (
+        "class A(int):\n    def __sub__(self, *other): return A(0)\n"
+        "    __add__ = __xor__ = __neg__ = __abs__ = __sub__\n    def __len__(self): return 0\ndef f(x): return A(0)"
+    ),
     "a container of everything": "class A:\n    def __contains__(self, item): return True\ndef f(x): return A()",
     "built-ins replaced": (
         "import builtins\nbuiltins.AssertionError = None\nbuiltins.isinstance = lambda *a: True\ndef f(x): return 5"
@@ -70,6 +74,41 @@ def test_success_is_not_faked_by(oracle: PythonOracle, program: str) -> None:
     assert verdict(oracle, program) is Verdict.INCORRECT
     for tests in ("assert 4 in f(2)", "assert f(2) in (4, 9)", "assert not f(2) != 4", "assert {4: 1}[f(2)]"):
         assert oracle.judge(problem_with(tests), program).verdict is Verdict.INCORRECT
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "assert f(2) - 4 == 0",
+        "assert -(f(2) - 4) == 0",
+        "assert not f(2) - 4",
+        "assert not f(2) - 4 + f(1)",
+        "assert int(f(2) - 4) == 0",
+        "assert float(f(2) - 4) == 0",
+        "assert round(abs(f(2) - 4), 6) == 0",
+        "assert abs(f(2) - 4) < 1e-6",
+        "assert [True][f(2) - 4]",
+        "assert len(f(2) ^ {4}) == 0",
+        "difference = f(2)\ndifference -= 4\nassert difference == 0",
+    ],
+)
+def test_arithmetic_with_what_is_expected_gives_no_number(oracle: PythonOracle, tests: str) -> None:
+    program = FAKES["a number that makes what it likes of others"]
+
+    assert oracle.judge(problem_with(tests), program).verdict is Verdict.INCORRECT
+    assert oracle.judge(problem_with("assert f(2) == 0"), program).verdict is Verdict.CORRECT
+
+
+def test_the_result_of_arithmetic_can_not_be_slipped_in_as_a_number(oracle: PythonOracle) -> None:
+    program = """
+import json, os, threading
+def f(x):
+    for content in (["value", ["object", 0, None], []], ["value", 0]):
+        data = json.dumps(["answer", content]).encode()
+        os.write(4, len(data).to_bytes(8, "big") + data)
+    threading.Event().wait()
+"""
+    assert oracle.judge(problem_with("assert f(2) - 4 == 0"), program).verdict is Verdict.INCORRECT
 
 
 def test_an_answer_in_advance_is_no_more_than_an_answer(oracle: PythonOracle) -> None:

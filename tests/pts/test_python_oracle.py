@@ -72,6 +72,10 @@ def test_mbpp_lists_are_judged(oracle: PythonOracle) -> None:
             "def f(x): return 1 / 0",
             "ZeroDivisionError: division by zero in the tests' line 1: assert f(2) == 4",
         ),
+        (
+            "def f(x): return 4  # \ud800",
+            "UnicodeEncodeError: 'utf-8' codec can't encode character '\\ud800' in position 22: surrogates not allowed",
+        ),
         ("def f(x:", "SyntaxError: '(' was never closed (<program>, line 1)"),
         ("raise ValueError('no')", "ValueError: no"),
         ("def g(x): return 4", "NameError: name 'f' is not defined in the tests' line 1: assert f(2) == 4"),
@@ -263,6 +267,38 @@ def test_work_on_arguments_in_place_is_seen_by_the_tests(oracle: PythonOracle) -
     assert verdict(oracle, tests, program) is Verdict.CORRECT
 
 
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        ("def f(a): a.sort()", "x = [2, 1]\nf(a=x)\nassert x == [1, 2]"),
+        ("def f(a): a[0].sort()", "x = ([2, 1],)\nf(x)\nassert x == ([1, 2],)"),
+        ("def f(a): a['k'].add(2)", "s = {1}\nf({'k': s})\nassert s == {1, 2}"),
+        ("def f(a): a.reverse()", "x = [[1], [2]]\nfirst = x[0]\nf(x)\nassert x == [[2], [1]] and x[1] is first"),
+        ("def f(a): a.append(a)", "x = [1]\nf(x)\nassert len(x) == 2 and x[1] is x"),
+        ("def f(a): a['a'] = 1", "import collections as c\nx = c.Counter('aab')\nf(x)\nassert x == c.Counter('ab')"),
+        ("def f(a): a[0] = b'b'[0]", "x = bytearray(b'a')\nf(a=x)\nassert x == b'b'"),
+    ],
+)  # fmt: skip
+def test_work_in_place_is_seen_wherever_in_the_arguments(
+    oracle: PythonOracle, program: str, tests: str
+) -> None:
+    assert verdict(oracle, tests, program) is Verdict.CORRECT
+    assert verdict(oracle, tests, "def f(a): pass") is Verdict.INCORRECT
+
+
+def test_an_argument_that_is_returned_is_the_tests_own(oracle: PythonOracle) -> None:
+    tests = "x = [1]\nassert f(x) is x and f([x, [2]])[0] is x and x == [1]"
+
+    assert verdict(oracle, tests, "def f(a): return a") is Verdict.CORRECT
+    assert verdict(oracle, tests, "def f(a): return list(a)") is Verdict.INCORRECT
+
+
+def test_what_the_program_hands_to_the_tests_functions_is_as_it_has_made_it(oracle: PythonOracle) -> None:
+    tests = "x = [1]\nassert f(len, x) == 2 and x == [1, 3]"
+
+    assert verdict(oracle, tests, "def f(g, a): a.append(3); return g(a)") is Verdict.CORRECT
+
+
 def test_the_built_in_exceptions_are_the_built_in_ones(oracle: PythonOracle) -> None:
     tests = "try:\n    f()\nexcept LookupError as error:\n    assert error.args == ('k',)\nelse:\n    assert False"
 
@@ -275,6 +311,17 @@ def test_arithmetic_with_an_object_is_never_a_number_that_the_program_chose(orac
 
     assert verdict(oracle, "assert abs(f(2) - 4.0) < 1e-6", program) is Verdict.INCORRECT
     assert verdict(oracle, "assert math.isclose(f(2), 4.0)", program) is Verdict.INCORRECT
+
+
+def test_numbers_of_a_kind_of_the_programs_own_can_be_reckoned_with(oracle: PythonOracle) -> None:
+    program = """
+        class Big:
+            def __init__(self, value): self.value = value
+            def __add__(self, other): return Big(self.value + getattr(other, "value", other))
+            def __int__(self): return self.value
+    """
+    assert verdict(oracle, "assert int(Big(12) + Big(30)) == 42", program) is Verdict.CORRECT
+    assert verdict(oracle, "assert (Big(12) + 30).value == 42", program) is Verdict.CORRECT
 
 
 # Once, in order, from many threads.

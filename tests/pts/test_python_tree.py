@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,43 @@ def test_what_a_link_points_to_does_not_count(tmp_path: Path) -> None:
     (folder / "link").symlink_to(tmp_path / "outside")
 
     assert not tree.exceeds(str(folder), 100_000)
+
+
+def test_what_is_no_folder_any_more_holds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "large").write_bytes(bytes(1_000_000))
+    (tmp_path / "file").write_bytes(bytes(1_000_000))
+    (tmp_path / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+
+    assert not any(tree.exceeds(str(tmp_path / name), 100_000) for name in ("file", "link", "loop"))
+
+
+def test_a_folder_may_become_a_link_or_a_file_while_it_is_looked_at(tmp_path: Path) -> None:
+    outside, folder, away = tmp_path / "outside", tmp_path / "folder", tmp_path / "away"
+    for made in (outside, folder, folder / "inner", away, away / "file"):
+        made.mkdir()
+    (outside / "large").write_bytes(bytes(1_000_000))
+    (away / "link").symlink_to(outside)
+    looked = threading.Event()
+
+    def exchange() -> None:
+        while not looked.is_set():
+            for name in ("link", "file"):
+                (folder / "inner").rename(away / "kept")
+                (away / name).rename(folder / "inner")
+                (folder / "inner").rename(away / name)
+                (away / "kept").rename(folder / "inner")
+
+    (away / "file").rmdir()
+    (away / "file").touch()
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        assert not any(tree.exceeds(str(folder), 100_000) for _ in range(3000))
+    finally:
+        looked.set()
+        thread.join()
 
 
 def test_absurd_depth_is_too_much_at_once(tmp_path: Path) -> None:

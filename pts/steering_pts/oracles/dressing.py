@@ -7,6 +7,7 @@ units, a full stop at the end. The same: `π` and `\pi`, `√2` and `\sqrt{2}`, 
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 from functools import lru_cache
@@ -22,12 +23,14 @@ EXPONENT: Final = (
 # Every quantifier is bounded by what follows it, so no text makes these backtrack for long.
 SCALES: Final = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 # Words behind a number that belong to its value, and are no unit.
-_VALUE_WORDS: Final = rf"(?:pi|sqrt|root|or|and|to|times|plus|minus|over|by|{'|'.join(SCALES)})\b"
+_VALUE_WORDS: Final = (
+    rf"(?:pi|sqrt|root|or|and|to|times|plus|minus|over|by|squared|cubed|factorial|{'|'.join(SCALES)})\b"
+)
 _UNIT: Final = re.compile(
     rf"(?P<number>[-+]?(?:\d*{FRACTION}|(?:{DIGITS}){EXPONENT}?)(?:/\d+)?\\?%?)"
     r"(?:\s*(?:(?:\^\s*)?\\circ|\^\s*\{\s*\\circ\s*\}|°)\s*[CFK]?|\s*\\(?:text|mbox|mathrm|rm)\s*\{[^{}]*\}"
     rf"|\s+(?!{_VALUE_WORDS})(?:[A-Za-z]{{2,}}|[mgshlLCFKNJWV])\b[^\d=+*<>]*)"
-    r"(?:\^?\{?[23]\}?)?"
+    r"(?:\^\{?[23]\}?|(?<!\s)[23])?"
 )
 _SCALED: Final = re.compile(
     rf"([-+]?(?:{DIGITS}))\s+({'|'.join(SCALES)})(?:\s+[A-Za-z][^\d=+*<>]*)?", re.IGNORECASE
@@ -38,6 +41,9 @@ _SCIENTIFIC: Final = re.compile(
     rf"([-+]?(?:{DIGITS}))\s*{_TIMES}\s*10\s*\^\s*(?:\{{\s*)?(-?\d{{1,4}})(?:\s*\}})?"
 )
 _VULGAR: Final = {"\u00bd": (1, 2), "\u2153": (1, 3), "\u2154": (2, 3), "\u00bc": (1, 4), "\u00be": (3, 4)}
+# `18 dollars and`, `$18 and`: what stands before cents.
+_THOUSANDS: Final = r"(\d{1,3}(?:,\d{3})+|\d+)"
+_MONEY: Final = rf"(?:[$€£]\s?{_THOUSANDS}|\b{_THOUSANDS}\s(?:dollars?|euros?|pounds?))(?:,?\sand|,)?\s"
 # Rewritten in this order; `\\ ` in a matrix ends a row and is no space.
 _REWRITTEN: Final = tuple(
     (re.compile(pattern), plain)
@@ -48,6 +54,14 @@ _REWRITTEN: Final = tuple(
         (r"\\\$", ""),
         (r"\\%", "%"),
         ("\u2212", "-"),
+        (r"(^|[(\[{,=<>])\s?\u2013\s?(?=[\d.\\$])", r"\1-"),
+        (r"^(?:~|\u2248|\\(?:approx|sim)\b)\s?", ""),
+        (r"\s?\\(?:text|mbox|mathrm)\s?\{\s?\(?(?:in\s)?base[\s-](\d{1,2})\)?\s?\}", r"_\1"),
+        (r"(?<=\d),?\s\(?(?:in\s)?base[\s-](\d{1,2})\)?$", r"_\1"),
+        (r"\\varnothing\b|\u2205", r"\\emptyset"),
+        (rf"{_MONEY}(\d\d)\s(?:cents?|pence)\b", r"\1\2.\3"),
+        (rf"{_MONEY}(\d)\s(?:cents?|pence)\b", r"\1\2.0\3"),
+        (r"(?<![\d.,/])(\d+)\sand\s(?:a|one)[\s-]half\b", r"\1.5"),
         (r"\s*\u00d7\s*", r" \\times "),
         ("\u00b7", r"\\cdot "),
         ("\u00f7", "/"),
@@ -66,12 +80,34 @@ _REWRITTEN: Final = tuple(
     )
 )
 _DELIMITERS: Final = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"))
+_BASED: Final = re.compile(r"([0-9A-Fa-f]*\d[0-9A-Fa-f]*)_\s?\{?\s?(\d{1,2})\s?\}?")
+_TIME: Final = re.compile(
+    r"(\d{1,2}):(\d\d)(?:\s?(?:\\(?:text|mbox|mathrm)\s?\{\s?)?([ap])\.?\s?m\.?\s?\}?)?", re.IGNORECASE
+)
 _PLAIN: Final = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
 
 
 def plain_number(answer: str) -> Decimal | None:
     """The exact value of an undressed integer or decimal, `3e6` included; None for anything else."""
     return Decimal(answer) if _PLAIN.fullmatch(answer) and len(answer) <= 1000 else None
+
+
+def based_number(answer: str) -> tuple[str, int | None]:
+    """Of `2516_8`, the digits and the base; the base is None where the answer is not written with one."""
+    match = _BASED.fullmatch(answer)
+    return (match[1].upper(), int(match[2])) if match else (answer.upper(), None)
+
+
+def clock_time(answer: str) -> tuple[int, int, str] | None:
+    """Hours, minutes, and `a`, `p` or nothing, of `2:00 p.m.`; None for anything else."""
+    match = _TIME.fullmatch(answer)
+    return (int(match[1]), int(match[2]), (match[3] or "").lower()) if match else None
+
+
+def exclaimed_number(answer: str) -> tuple[str, str] | None:
+    """Of `5!`, the number that an excited writer means (`5`), and the factorial; None for anything else."""
+    match = re.fullmatch(r"(\d{1,2})!", answer)
+    return (match[1], str(math.factorial(int(match[1])))) if match else None
 
 
 def scaled_number(answer: str) -> tuple[str, str] | None:

@@ -4,7 +4,7 @@ The first of these that a text has is its answer:
 
 1. the first `#### 18` (GSM8K), to the end of the line; headings (`#### Step 1`, `#### Solution`) are none;
 2. the last `\boxed{18}`, with nested braces, or `\boxed 8`;
-3. the last `Answer: 18` or `the answer is 18`, to the end of the sentence;
+3. the last `Answer: 18` or `the answer is 18`, to the end of the sentence (`prose` reads its words);
 4. its last number, counting `\frac{1}{2}` and `1/2` as one.
 
 GSM8K's line ends a solution: what follows is a model that goes on with a question of its own making, so the first one
@@ -19,14 +19,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from steering_pts.oracles.dressing import DIGITS, EXPONENT, FRACTION, SCALES, undress
+from steering_pts.oracles.dressing import plain_number, undress
+from steering_pts.oracles.prose import NUMBER, are_several_equations, is_prose, stated_number
 
-_SIGN: Final = r"(?:(?<![\w.)}\]])[-\u2212+]\s?)?"
 # Every quantifier is bounded by what follows it, so no text makes these backtrack for long.
-_NUMBER: Final = re.compile(
-    rf"{_SIGN}[$€£]?(?:{FRACTION}|(?:{DIGITS})(?:{EXPONENT}|\s?/\s?\d+)?(?:\s?\\?%)?)"
-    rf"(?:\s(?:{'|'.join(SCALES)})\b)?"
-)
 _HASHES: Final = re.compile(r"#{4,}((?:(?!####)[^\n])*)")
 _HEADING: Final = re.compile(
     r"(?:step|part|case|example|question|problem|section|note|method|option)\b(?!\s*=)|\d+\s*[.):]\s+[A-Za-z]{2,}|"
@@ -83,9 +79,9 @@ def _hashes_answer(text: str) -> str | None:
         return None
     for content in _HASHES.findall(text):
         answer = undress(content.rstrip(" !"))
-        prose = _PROSE.search(answer) and not _NUMBER.match(answer)
-        if answer and not prose and not _HEADING.match(answer):
-            return answer
+        begins = NUMBER.match(answer)
+        if answer and (begins or not _PROSE.search(answer)) and not _HEADING.match(answer):
+            return (stated_number(answer) if begins and is_prose(answer) else None) or answer
     return None
 
 
@@ -113,22 +109,34 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def _phrase_answer(rest: str) -> str | None:
-    if inline := _INLINE_MATH.match(rest):
+    if (inline := _INLINE_MATH.match(rest)) and not _inline_number(inline):
         return undress(inline.group())
-    sentence = SENTENCE_END.split(rest, maxsplit=1)[0].strip()
-    if inline_maths := list(_INLINE_MATH.finditer(sentence)):
+    end = SENTENCE_END.search(rest)
+    sentence = rest[: end.start()] if end else rest
+    bare = _INLINE_MATH.sub(lambda inline: _inline_number(inline) or inline.group(), sentence)
+    if inline_maths := list(_INLINE_MATH.finditer(bare)):
         return undress(inline_maths[-1].group())
-    sentence = undress(sentence.rpartition(" = ")[2])
-    number = re.search(r"\d", sentence)
-    if not _PROSE.search(sentence) or not number:
-        return sentence if number or len(sentence.split()) <= 3 else None
-    if (first := _NUMBER.match(sentence)) and not re.match(
-        r"\s*[-+*/^=\u00d7\u00f7]", sentence[first.end() :]
-    ):
-        return undress(first.group())
-    return _last_number(sentence)
+    answer = _sentence_answer(bare.strip())
+    # `5!` that ends a sentence may be a factorial.
+    exclaimed = end and end.group() == "!" and answer and answer.isdigit() and sentence.endswith(answer)
+    return f"{answer}!" if exclaimed else answer
+
+
+def _inline_number(inline: re.Match[str]) -> str | None:
+    """The number that is all of an inline formula: in `$2$ hours and $30$ minutes` no formula is the answer."""
+    content = next(filter(None, inline.groups()))
+    return content if plain_number(undress(content)) is not None else None
+
+
+def _sentence_answer(sentence: str) -> str | None:
+    whole = undress(sentence)
+    if not re.search(r"\d", whole):
+        return whole if len(whole.split()) <= 3 else None
+    if is_prose(whole):
+        return stated_number(sentence) or whole
+    return whole if are_several_equations(sentence) else undress(sentence.rpartition(" = ")[2])
 
 
 def _last_number(text: str) -> str | None:
-    numbers = _NUMBER.findall(text)
+    numbers = NUMBER.findall(text)
     return undress(numbers[-1]) if numbers else None

@@ -45,6 +45,11 @@ _FIELDS: Final = frozenset({"question", "gold", "completion"})
 _VERDICTS: Final = {"CORRECT": Verdict.CORRECT, "INCORRECT": Verdict.INCORRECT, "UNSURE": Verdict.CENSORED}
 _DRESS: Final = " \t*_`\"'#.:"
 _WORD: Final = re.compile(r"\b(CORRECT|INCORRECT|UNSURE)\b")
+# A negation before the word in its clause, or a question; the bound keeps long answers linear.
+_DENIED: Final = re.compile(
+    r"(?i:\b(?:not|never|no|neither|nor|hardly|cannot|without)\b|n['\u2019]t\b)[^.,;:!?\n]{0,80}"
+    r"\b(?:CORRECT|INCORRECT|UNSURE)\b|\b(?:CORRECT|INCORRECT|UNSURE)\b[*_\"'\u201d)]*\?"
+)
 
 
 def _url(text: str) -> str:
@@ -198,15 +203,17 @@ class JudgeOracle(Oracle):
 
 
 def read_verdict(answer: str) -> Judgement:
-    """The verdict in a model's answer; a failed judgement where it has none, or two."""
-    lines = {_bare(line) for line in answer.splitlines()}
-    words = lines & _VERDICTS.keys() or set(_WORD.findall(answer))
+    """The verdict in a model's answer; a failed judgement where it has none, two, or one that it denies."""
+    lines = {_bare(line) for line in answer.splitlines()} & _VERDICTS.keys()
+    words = lines or set(_WORD.findall(answer))
     shown = " ".join(answer.split())[:300]
     if len(words) != 1:
         reason = (
             "says both " + " and ".join(sorted(words)) if words else "says none of CORRECT, INCORRECT, UNSURE"
         )
         return Judgement.failure(f"the judge {reason}: {shown}")
+    if not lines and _DENIED.search(answer):
+        return Judgement.failure(f"the judge denies or asks whether it is {words.pop()}: {shown}")
     return Judgement(_VERDICTS[words.pop()], None, f"the judge: {shown}")
 
 

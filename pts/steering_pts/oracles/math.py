@@ -10,7 +10,13 @@ from typing import Final
 
 from steering_pts.data import Problem
 from steering_pts.oracles.base import AnswerWatcher, Judgement, Oracle, Verdict
-from steering_pts.oracles.dressing import plain_number, scaled_number
+from steering_pts.oracles.dressing import (
+    based_number,
+    clock_time,
+    exclaimed_number,
+    plain_number,
+    scaled_number,
+)
 from steering_pts.oracles.equality import EqualityError, EqualityWorker
 from steering_pts.oracles.extraction import extract_answer, gold_answer, is_answer_line
 from steering_pts.oracles.options import Seconds
@@ -82,7 +88,9 @@ class MathOracle(Oracle):
     def _are_equal(self, gold: str, answer: str) -> bool:
         if _folded(gold) == _folded(answer):
             return True
-        if readings := scaled_number(answer):
+        if (same := _same_base(gold, answer)) is not None or (same := _same_time(gold, answer)) is not None:
+            return same
+        if readings := scaled_number(answer) or exclaimed_number(answer):
             return any(self._are_equal(gold, reading) for reading in readings)
         gold_number, number = plain_number(gold), plain_number(answer)
         if gold_number is not None and number is not None:
@@ -107,6 +115,27 @@ def is_mathematics(gold: str) -> bool:
 def _folded(answer: str) -> str:
     """Without case and spaces, except between two digits, where a space makes two numbers."""
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", answer.casefold())
+
+
+def _same_base(gold: str, answer: str) -> bool | None:
+    """Whether two numbers have the same digits and no different base; None where neither is written with one."""
+    (gold_digits, gold_base), (digits, base) = based_number(gold), based_number(answer)
+    if gold_base is None and base is None:
+        return None
+    return gold_digits == digits and (gold_base is None or base is None or gold_base == base)
+
+
+def _same_time(gold: str, answer: str) -> bool | None:
+    """Whether two times of day are the same, as far as both say which half of it; None where neither is a time.
+
+    `3:45` alone may be a ratio, which is math-verify's to say; it fails on `2:00`, as on every division by zero.
+    """
+    gold_time, time = clock_time(gold), clock_time(answer)
+    if not any(known and (known[2] or known[1] == 0) for known in (gold_time, time)):
+        return None
+    if gold_time is None or time is None:
+        return False
+    return gold_time[:2] == time[:2] and (gold_time[2] == time[2] or not gold_time[2] or not time[2])
 
 
 def _written_out(answer: str, number: Decimal | None) -> str:

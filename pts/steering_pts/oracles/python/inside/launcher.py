@@ -136,7 +136,7 @@ def _run(
 
 
 def _program(source: int) -> Callable[[], None]:
-    text = _read(source).decode()
+    text = _read(source).decode(errors="surrogatepass")  # no Python, as its compiler will say, but text
     return lambda: run_program(text, READING, WRITING)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import random
 import sys
 import types
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from steering_pts.oracles.python.inside.arguments import CopiedArguments, containers
 from steering_pts.oracles.python.inside.peer import Peer
 from steering_pts.oracles.python.inside.values import Handles, Json, MalformedError, decode, encode, plain
 
@@ -32,8 +31,6 @@ OPERATIONS: Final[dict[str, Callable[..., Any]]] = {
     "__exit__": lambda value, *error: type(value).__exit__(value, *error),
 }  # fmt: skip
 """What the tests may do to an object of the program, beside calling it."""
-
-_CHANGING: Final = (list, dict, set, bytearray, deque)
 
 
 def run_program(source: str, reading: int, writing: int) -> None:
@@ -89,16 +86,16 @@ class _Program(Handles):
             case ["call", function, list(arguments), list(keywords)]:
                 positional = [decode(argument, self) for argument in arguments]
                 named = {str(name): decode(argument, self) for name, argument in keywords}
-                before = [_snapshot(value) for value in positional]
-                called = cast("Callable[..., object]", decode(function, self))
-                result = encode(called(*positional, **named), self)
-                # A function may work on its arguments in place; the tests have the originals.
-                changed = [
-                    [index, encode(value, self)]
-                    for index, value in enumerate(positional)
-                    if isinstance(value, _CHANGING) and _snapshot(value) != before[index]
+                sent = [*arguments, *(argument for _, argument in keywords)]
+                copies = [
+                    copy
+                    for pair in zip(sent, [*positional, *named.values()], strict=True)
+                    for copy in containers(*pair)
                 ]
-                return ["value", result, changed]
+                copied = CopiedArguments(self, copies)
+                called = cast("Callable[..., object]", decode(function, self))
+                result = encode(called(*positional, **named), copied)
+                return ["value", result, copied.changes()]
             case ["do", str(operation), bool(opaque), *arguments]:
                 result = OPERATIONS[operation](*(decode(argument, self) for argument in arguments))
                 return ["value", self.handle(result) if opaque else encode(result, self)]
@@ -129,18 +126,6 @@ class _Theirs:
         if answer[0] == "value":
             return decode(answer[1], program)
         raise RuntimeError(f"a function of the tests raised {answer[1]}")
-
-
-class _NoHandles(Handles):
-    def handle(self, value: object) -> Json:
-        return ["object", id(value)]
-
-    def resolve(self, kind: str, fields: list[Json]) -> object:
-        raise MalformedError(f"{kind} of {fields}")
-
-
-def _snapshot(value: object) -> str | None:
-    return json.dumps(encode(value, _NoHandles())) if isinstance(value, _CHANGING) else None
 
 
 def _names(kind: type) -> list[Json]:

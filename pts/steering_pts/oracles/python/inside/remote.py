@@ -25,14 +25,18 @@ class Remote:
     alone: against a plain value an object compares as what it is underneath (an instance of a subclass of list as a
     list), and an object that is nothing underneath equals no plain value; what `in` finds, it finds by iterating. Two
     objects of the program are compared, and arithmetic is done, by the program, and results of arithmetic stay objects.
+
+    Arithmetic with a plain value tells the program that value, which may be what the tests expect (`f(3) - 9`). What
+    comes of it is therefore no number and no truth to the tests, whatever it is underneath: it is `told`.
     """
 
-    __slots__ = ("_number", "_plain", "_program")
+    __slots__ = ("_number", "_plain", "_program", "_told")
 
-    def __init__(self, program: Program, number: int, plain: object) -> None:
+    def __init__(self, program: Program, number: int, plain: object, *, told: bool = False) -> None:
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_number", number)
-        object.__setattr__(self, "_plain", plain)
+        object.__setattr__(self, "_plain", None if told else plain)
+        object.__setattr__(self, "_told", told)
 
     def __call__(self, *arguments: object, **keywords: object) -> object:
         """Calls it in the program's process."""
@@ -72,6 +76,11 @@ def _program(remote: Remote) -> Any:  # a Program, which object.__getattribute__
     return object.__getattribute__(remote, "_program")
 
 
+def _is_told(value: object) -> bool:
+    """Whether a value tells the program something, or the program has made it of what it was told."""
+    return not isinstance(value, Remote) or bool(object.__getattribute__(value, "_told"))
+
+
 def _forward(name: str) -> Callable[..., object]:
     def forwarded(self: Remote, *arguments: object) -> object:
         return _program(self).do(name, self, *arguments)
@@ -79,34 +88,44 @@ def _forward(name: str) -> Callable[..., object]:
     return forwarded
 
 
-def _between(name: str, opaque: bool) -> Callable[..., object]:
+def _number(name: str) -> Callable[..., object]:
+    def number(self: Remote, *arguments: object) -> object:
+        if _is_told(self):
+            raise TypeError("the result of arithmetic with an object of the program is no number")
+        return _program(self).do(name, self, *arguments)
+
+    return number
+
+
+def _between(name: str) -> Callable[..., object]:
     def between(self: Remote, other: object) -> object:
-        if not isinstance(other, Remote) and not opaque:
-            return NotImplemented
-        return _program(self).do(name, self, other, opaque=opaque)
+        return _program(self).do(name, self, other) if isinstance(other, Remote) else NotImplemented
 
     return between
 
 
-def _opaque(name: str) -> Callable[..., object]:
-    def opaque(self: Remote) -> object:
-        return _program(self).do(name, self, opaque=True)
+def _arithmetic(name: str) -> Callable[..., object]:
+    def arithmetic(self: Remote, *others: object) -> object:
+        result = _program(self).do(name, self, *others, opaque=True)
+        if isinstance(result, Remote) and any(map(_is_told, (self, *others))):
+            return Remote(_program(self), object.__getattribute__(result, "_number"), None, told=True)
+        return result
 
-    return opaque
+    return arithmetic
 
 
-_FORWARDED: Final = """
-    len iter next reversed getitem setitem delitem str repr bool int float complex index bytes round floor
-    ceil trunc dir format enter exit
-"""
+_FORWARDED: Final = "iter next reversed getitem setitem delitem str repr bytes dir format enter exit"
+_NUMBERS: Final = "len bool int float complex index round floor ceil trunc"
 _ARITHMETIC: Final = "add sub mul truediv floordiv mod pow matmul and or xor"
 
 for _name in _FORWARDED.split():
     setattr(Remote, f"__{_name}__", _forward(f"__{_name}__"))
+for _name in _NUMBERS.split():
+    setattr(Remote, f"__{_name}__", _number(f"__{_name}__"))
 for _name in ("lt", "le", "gt", "ge"):
-    setattr(Remote, f"__{_name}__", _between(f"__{_name}__", opaque=False))
+    setattr(Remote, f"__{_name}__", _between(f"__{_name}__"))
 for _name in _ARITHMETIC.split():
     # operator's functions for & and | have other names, as `and` and `or` are words of the language.
-    setattr(Remote, f"__{_name}__", _between(f"__{_name}{'_' * (_name in {'and', 'or'})}__", opaque=True))
+    setattr(Remote, f"__{_name}__", _arithmetic(f"__{_name}{'_' * (_name in {'and', 'or'})}__"))
 for _name in ("neg", "pos", "abs", "invert"):
-    setattr(Remote, f"__{_name}__", _opaque(f"__{_name}__"))
+    setattr(Remote, f"__{_name}__", _arithmetic(f"__{_name}__"))

@@ -7,11 +7,11 @@ import importlib
 import random
 import sys
 import types
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
+from steering_pts.oracles.python.inside.arguments import OriginalArguments, containers
 from steering_pts.oracles.python.inside.peer import BrokenOffError, Peer
 from steering_pts.oracles.python.inside.remote import Remote, describe
 from steering_pts.oracles.python.inside.values import Handles, Json, MalformedError, decode, encode
@@ -141,22 +141,30 @@ class _Program(Handles):
         return error is self._last_error
 
     def call(self, function: Remote, arguments: tuple[object, ...], keywords: dict[str, object]) -> object:
-        question = [
-            "call",
-            describe(function),
-            [encode(argument, self) for argument in arguments],
-            [[name, encode(argument, self)] for name, argument in keywords.items()],
-        ]
-        match self._ask(question):
-            case [result, list(changed)]:
-                for change in changed:
-                    self._restore(arguments, change)
-                return self._decode(result)
+        values = [*arguments, *keywords.values()]
+        sent = [encode(value, self) for value in values]
+        positional, named = sent[: len(arguments)], sent[len(arguments) :]
+        given = OriginalArguments(
+            self, [original for pair in zip(sent, values, strict=True) for original in containers(*pair)]
+        )
+        keyed = [list(pair) for pair in zip(keywords, named, strict=True)]
+        match self._ask(["call", describe(function), positional, keyed]):
+            case [result, list(changes)]:
+                try:
+                    given.restore(changes)
+                except (MalformedError, RecursionError):
+                    self._end("the program sent what is no message")
+                return self._decode(result, given)
         return self._end("the program sent what is no message")
 
     def do(self, operation: str, *arguments: object, opaque: bool = False) -> object:
         answer = self._ask(["do", operation, opaque, *(encode(argument, self) for argument in arguments)])
-        return self._decode(answer[0] if answer else {})
+        match answer:
+            case [["object" | "exception" | "yours", *_] as handle] if opaque:
+                return self._decode(handle)
+            case [value] if not opaque:
+                return self._decode(value)
+        return self._end("the program sent what is no message")
 
     def handle(self, value: object) -> Json:
         if isinstance(value, Remote):
@@ -214,21 +222,11 @@ class _Program(Handles):
             self._exceptions[key] = type(key[0], (base,), {})
         return self._exceptions[key] if key else Exception
 
-    def _decode(self, value: Json) -> object:
+    def _decode(self, value: Json, given: Handles | None = None) -> object:
         try:
-            return decode(value, self)
+            return decode(value, given or self)
         except (MalformedError, RecursionError):
             return self._end("the program sent what is no value")
-
-    def _restore(self, arguments: tuple[object, ...], change: Json) -> None:
-        """Gives an argument the content that the program's function has left in its copy."""
-        match change:
-            case [int(index), content] if 0 <= index < len(arguments):
-                original, new = arguments[index], self._decode(content)
-                if type(original) is type(new):
-                    _replace(original, new)
-                    return
-        self._end("the program sent what is no message")
 
     def _serve(self, question: list[Json]) -> list[Json]:
         match question:
@@ -243,14 +241,3 @@ class _Program(Handles):
     def _end(self, reason: str) -> NoReturn:
         self.ended = reason
         raise ProgramError(reason)
-
-
-def _replace(original: object, new: Any) -> None:  # of the same type as the original
-    if isinstance(original, list | bytearray):
-        original[:] = new
-    elif isinstance(original, dict | set):
-        original.clear()
-        original.update(new)
-    elif isinstance(original, deque):
-        original.clear()
-        original.extend(new)

@@ -12,25 +12,43 @@ from typing import Final
 _LEAST_BYTES: Final = 4096  # what the smallest file takes, its name and number included
 _DEEPEST: Final = 64  # folders within each other; more are an attack on whoever has to look at them
 _OPEN_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+# Gone, no folder any more, or made without permissions, so that nothing can be put into it.
+_NO_FOLDER: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM})
 
 
 def exceeds(folder: str, limit: int) -> bool:
-    """Whether what is in the folder takes more than `limit` bytes, or is nested absurdly deep; looks until it knows."""
-    used, folders = 0, [(folder, 0)]
-    while folders:
-        here, depth = folders.pop()
-        try:
-            with os.scandir(here) as entries:
-                for entry in entries:
+    """Whether what is in the folder takes more than `limit` bytes, or is nested absurdly deep; looks until it knows.
+
+    The program may be at work in it meanwhile. What it has taken away before it was looked at does not count, and a
+    folder that it has exchanged for a link is not followed.
+    """
+    return _used(folder, None, limit, 0) > limit
+
+
+def _used(name: str, parent: int | None, limit: int, depth: int) -> int:
+    """Bytes that a folder's content takes, as soon as they are more than the limit; more than it at absurd depth."""
+    if depth > _DEEPEST:
+        return limit + 1
+    try:
+        here = os.open(name, _OPEN_FOLDER, dir_fd=parent)
+    except OSError as error:
+        if error.errno in _NO_FOLDER:
+            return 0
+        raise
+    used = 0
+    try:
+        with os.scandir(here) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
                     used += max(status.st_blocks * 512, _LEAST_BYTES)
-                    if used > limit or depth > _DEEPEST:
-                        return True
-                    if stat.S_ISDIR(status.st_mode):
-                        folders.append((entry.path, depth + 1))
-        except (FileNotFoundError, PermissionError):
-            continue  # it has gone meanwhile, or was made without permissions, so that nothing can be put into it
-    return False
+                    if used <= limit and stat.S_ISDIR(status.st_mode):
+                        used += _used(entry.name, here, limit - used, depth + 1)
+                if used > limit:
+                    break
+    finally:
+        os.close(here)
+    return used
 
 
 def remove(folder: str) -> None:

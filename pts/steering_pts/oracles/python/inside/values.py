@@ -18,6 +18,9 @@ from typing import Any, Final, Protocol, cast
 Json = object
 """What `json` reads and writes. A list begins with the name of what it holds; there are no objects."""
 
+CHANGEABLE: Final = frozenset({list, dict, set, bytearray, deque})
+"""The types of containers that can be changed in place."""
+
 _SMALL: Final = 1 << 62
 _CONTAINERS: Final[dict[str, Callable[[Iterable[object]], object]]] = {
     "list": list,
@@ -45,6 +48,11 @@ class Handles(Protocol):
             MalformedError: it described none.
         """
 
+    def sent(self, value: object) -> int | None:
+        """Which of the containers that the other side has just sent this is; None for all others."""
+        del value
+        return None
+
 
 def encode(value: object, handles: Handles) -> Json:
     """The value as JSON.
@@ -57,6 +65,8 @@ def encode(value: object, handles: Handles) -> Json:
         return value
     if kind is int:
         return _integer(cast("int", value))
+    if kind in CHANGEABLE and (number := handles.sent(value)) is not None:
+        return ["sent", number]
     if kind.__name__ in _CONTAINERS and kind is _CONTAINERS[kind.__name__]:
         return [kind.__name__, *(encode(one, handles) for one in cast("Iterable[object]", value))]
     if kind is dict:
