@@ -53,8 +53,9 @@ serve: $(SETUP) ## Serve a model with its vectors: MODEL=… [VECTORS=… PORT=�
 demo: $(SETUP) ## The whole way on the bundled model: discover, make vectors, serve, steer, measure.
 	$(BIN)/pts demo
 
+# A process for each core, each with one thread: small models gain nothing from more. What a file shares stays in one.
 test: $(SETUP) lint type ## Lint, check types and run all tests.
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 lint: $(SETUP) ## Check style: ruff for Python, buf for the protos.
 	$(BIN)/ruff check .
