@@ -171,6 +171,18 @@ def test_a_text_that_two_choices_share_names_neither() -> None:
         "The answer is Paris, not London.",
         "The answer is not (A) but (B).",
         "The answer is therefore, by elimination, B",
+        "So B is correct.",
+        "I believe that Paris is correct.",
+        "Among A, B, C and D, B is right.",
+        "I think it's B",
+        "It must be Paris.",
+        "It's B, because the president lives there.",
+        "The answer isn't A, it's B.",
+        "It's not A, it's B.",
+        "So, answer B.",
+        "Therefore (B).",
+        "B - Paris",
+        "**B** \u2013 Paris",
         "B. Paris is where the president lives.",
         "(B) is the one.",
         "Paris, as everybody knows.",
@@ -201,6 +213,18 @@ def test_a_choice_is_read_in_every_usual_form(completion: str) -> None:
         "#### Step 1: think about option B\nThat is all.",
         "Answer:",
         "I like them all.",
+        "Neither A nor B is correct.",
+        "I doubt that B is correct.",
+        "I don't think it's B.",
+        "If it is B, I am glad.",
+        "Is it B? Or is it not B?",
+        "It is A, B or C.",
+        "It is a town.",
+        "The answer isn't B.",
+        "The answer isn't clear.",
+        "Consider answer B.",
+        "A - Paris",
+        "A - London\nB - Paris",
     ],
 )
 def test_a_completion_may_make_no_choice(completion: str) -> None:
@@ -220,6 +244,7 @@ def test_a_completion_may_make_no_choice(completion: str) -> None:
         ("The answer is A, so \\boxed{B}", "A,B"),
         ("Answer: London or Paris", "A,B"),
         ("It is (A) or (B).", "A,B"),
+        ("Option A looks good, but it's B.", "A,B"),
     ],
 )
 def test_two_choices_in_one_place_are_no_decision(completion: str, choices: str) -> None:
@@ -230,6 +255,7 @@ def test_two_choices_in_one_place_are_no_decision(completion: str, choices: str)
 def test_what_is_marked_goes_before_what_stands_alone() -> None:
     assert read("Answer: B\n\nA") == "B"
     assert read("A\nThe answer is B") == "B"
+    assert read("So A.\n\nWait.\nB") == "B"
 
 
 def test_the_first_answer_counts_where_that_is_asked_for() -> None:
@@ -252,6 +278,13 @@ def test_the_first_answer_counts_where_that_is_asked_for() -> None:
         ("The answer is yes, since it is so.", "yes"),
         (r"\boxed{\text{No}}", "no"),
         ("There is no doubt.\nAnswer: yes", "yes"),
+        ("Yes it is.", "yes"),
+        ("No it was not", "no"),
+        ("No it was not clear to me", ""),
+        ("It is true.", "yes"),
+        ("It is true. But I do not know.", ""),
+        ("It is true that I know.", ""),
+        ("It isn't true.", ""),
         ("No doubt about it.", ""),
         ("There is no way to tell.", ""),
         ("The answer is no longer known.", ""),
@@ -329,6 +362,9 @@ def test_a_completion_is_correct_when_it_makes_the_right_choice(
 @example("A, " * 5000)
 @example("#" * 5000)
 @example("not " * 5000 + "(A)")
+@example("it's B " * 5000 + ":")
+@example("so among , " * 5000 + "B is correct")
+@example("isn't " * 5000)
 def test_any_text_can_be_read(text: str) -> None:
     assert set(read(text)) <= set("ABCD,")
 

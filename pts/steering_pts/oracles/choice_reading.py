@@ -4,11 +4,11 @@ The strongest kind of answer that a completion has decides, and of its kind the 
 
 1. **marked**: `#### B`, `\boxed{B}`, `Answer: B`, `the answer is (B)`, `the correct option is B`, `option B is
    correct`, `<answer>B</answer>`; `Answer:` may end its line, the next line is the answer then;
-2. **a line of its own**: `(B)`, `B.`, `B) Paris`, `Paris`, `Yes`; two such lines with different choices, one directly
-   after the other, list the choices and are no answer;
-3. **an opening**: the first or the last line begins `B) `, `B. `, `Yes, ` or with a choice's text and a comma; it must
-   be the only choice that any line begins with;
-4. **the last line** names a choice as `(B)` or `option B`.
+2. **a line of its own**: `(B)`, `B.`, `B) Paris`, `B - Paris`, `Paris`, `Yes`, `So, answer B.`; two such lines with
+   different choices, one directly after the other, list the choices and are no answer;
+3. **an opening**: the first or the last line begins `B) `, `B. `, `Yes, `, `Yes it is` or with a choice's text and a
+   comma; it must be the only choice that any line begins with;
+4. **the last line** names a choice as `(B)`, `option B` or `it's B`.
 
 A place that names two choices (`A or B`, or two marks in one line) is an answer, of two choices. One that names none
 (`the answer is not clear`) is no answer.
@@ -41,16 +41,37 @@ _APPROVED: Final = re.compile(
     r"\bis\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:answer|choice|option|one))?\s*(?:[.,;:!*]|$|because\b|since\b)",
     re.IGNORECASE,
 )
+# What may stand before `B is correct`. Nothing else may: `neither A nor B is correct`, `I doubt that B is correct`.
+_SO: Final = r"(?:so|thus|hence|therefore|then|clearly)\b\s?[,:]?\s"
+_BEFORE_APPROVED: Final = re.compile(
+    rf"\s?(?:(?:among|out\sof)\s.*,\s)?(?:{_SO}|(?:and|but|only|(?:I\s(?:think|believe)|this\smeans)(?:\sthat)?)\s)*",
+    re.IGNORECASE,
+)
+_SO_ANSWER: Final = re.compile(rf"{_SO}(?:(?:the\s)?(?:answer|option|choice)\s)?", re.IGNORECASE)
+_IT_IS: Final = re.compile(
+    r"\b(?:it|this|that)(?:['\u2019]s|\s(?:is|must\sbe|should\sbe|would\sbe|has\sto\sbe))\s", re.IGNORECASE
+)
+_CLAUSE_END: Final = re.compile(
+    r"(?P<line>[.!]?[*_]*$)|[.!;](?=[*_]*\s)|,\s(?:because|since|as|not)\b", re.IGNORECASE
+)
+_DOUBTED: Final = re.compile(
+    r"\b(?:not|never|neither|nor|doubt|if|unless|whether|before|once|when)\b|n['\u2019]t\b", re.IGNORECASE
+)
 _FILLER: Final = re.compile(
     r"(?:(?:most\s+likely|probably|clearly|definitely|therefore|simply|actually|indeed|thus|likely|option|choice|letter|"
     r"number|answer|the|is)\b\s*:?\s*|:\s*)",
     re.IGNORECASE,
 )
 _TEXT: Final = re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_AFTER_OPENING: Final = re.compile(
+    r"[*_]*(?:[,.;:!]|\s[-\u2013\u2014]|$|\s(?:it|this|that|he|she|they|there|we|you|i)\s"
+    r"(?:is|was|are|were|am|do|does|did|has|have|had|can|could|will|would|should)(?:\snot|n't)?\s*[*_]*(?:[,.;:!]|$))"
+)
 _DRESS: Final = " \t\r*_`\"'$"
 _AFTER_LABEL: Final = (
     r"(?=\s*$|[).:,;/&]|\s*[(\u2013\u2014/&-]|\s+(?:because|since|as|is|and|or|with|for|due)\b)"
 )
+_IS_NOT: Final = re.compile(r"\bisn['\u2019]t\b", re.IGNORECASE)
 _REJECTED: Final = re.compile(
     r"(?:\bnot|\bthan|\binstead\s+of|\bunlike|\bneither|\bnor|n't)\s+(?:be\s+|option\s+|choice\s+|the\s+)*\(?$",
     re.IGNORECASE,
@@ -84,6 +105,7 @@ class ChoiceWords:
             rf"(?:[(\[](?P<any>(?i:{labels}))[)\]]|(?P<label>{labels})[).:,])(?=\s|[*_]|$)"
         )
         self._word = re.compile(rf"(?<![\w'])(?P<label>{labels})(?![\w'])(?!(?<=A)\s+[a-z])")
+        self._joined = re.compile(rf"{self._alone.pattern}[*_]*\s*(?:[-\u2013\u2014]\s+)?", re.IGNORECASE)
         self._own = re.compile(rf"(?:{own})(?!\w|\.\d|\s+(?:longer|one|more|doubt|way|matter)\b)")
         inside = "|".join(re.escape(name) for name in parts) or r"(?!)"
         self._inside = re.compile(rf"(?<![\w.])(?:{inside})(?!\w|\.\d)")
@@ -95,10 +117,17 @@ class ChoiceWords:
             return self._labelled(match["label"])
         if label := self._names.get(plain_words(bare)):
             return frozenset([label])
-        match = re.match(rf"{self._alone.pattern}\s*", bare, re.IGNORECASE)
+        match = self._joined.match(bare)
         if match and self._names.get(plain_words(bare[match.end() :])) in self._labelled(match["label"]):
             return self._labelled(match["label"])
         return _NONE
+
+    def line(self, line: str) -> Labels:
+        """The choice that a line is, with or without `so, answer` before it."""
+        found = self.alone(line)
+        if not found and (so := _SO_ANSWER.match(bare := _undressed(line))):
+            return self.alone(bare[so.end() :])
+        return found
 
     def opening(self, line: str) -> Labels:
         """The choice that a line begins with, before it goes on with other words."""
@@ -107,7 +136,7 @@ class ChoiceWords:
             return self._labelled(match["any"] or match["label"])
         plain = bare.casefold()
         match = self._own.match(plain)
-        if match and re.match(r"[*_]*(?:[,.;:!]|\s[-\u2013\u2014]|$)", plain[match.end() :]):
+        if match and _AFTER_OPENING.match(plain, match.end()):
             return frozenset([self._names[match.group()]])
         return _NONE
 
@@ -115,6 +144,25 @@ class ChoiceWords:
         """The choices that a line names as `(B)` or `option B`, without those that it rejects."""
         found = (match for match in self._strong.finditer(line) if not _is_rejected(line, *match.span()))
         return frozenset(label for match in found for label in self._labelled(match[1] or match[2]))
+
+    def named_at_last(self, line: str) -> Labels:
+        """The choices that a last line names as `(B)`, `option B` or `it's B`."""
+        found = self.strong(line)
+        line = " ".join(line.split())
+        for match in _IT_IS.finditer(line):
+            before = re.split(r"[.,;:!?]", line[max(match.start() - _REACH, 0) : match.start()])[-1]
+            end = _CLAUSE_END.search(line, match.end(), match.end() + _REACH)
+            choice = _undressed(line[match.end() : end.start()]) if end else ""
+            if (
+                end is None
+                or end.end() == match.end() + _REACH
+                or _DOUBTED.search(before)
+                or choice in {"a", "i", "I"}
+            ):
+                continue
+            if end["line"] is not None or plain_words(choice) not in _LEADING_WORDS:
+                found |= self.alone(choice)
+        return found
 
     def stated(self, text: str) -> Labels:
         """The choices that the words behind a mark state."""
@@ -197,10 +245,11 @@ class ChoiceReader:
         begun = {label for labels in self._openings for label in labels}
         if len(begun) == 1 and ends:
             return frozenset(ends)
-        return self.words.strong(self._last_line) if len(begun) <= 1 else _NONE
+        return self.words.named_at_last(self._last_line) if len(begun) <= 1 else _NONE
 
     def _marked_texts(self, line: str) -> Iterator[Labels]:
         expected, self._expected = self._expected, False
+        line = _IS_NOT.sub("is not", line)
         if expected:
             yield self.words.stated(_sentence(line.strip()))
         for match in _HASHES.finditer(line):
@@ -214,10 +263,12 @@ class ChoiceReader:
         for match in _APPROVED.finditer(line):
             before = line[max(match.start() - _REACH, 0) : match.start()]
             sentence = re.split(r"[.!?;]", before)[-1]
-            yield self.words.strong(sentence) or self.words.alone(sentence)
+            sentence = " ".join(sentence.split())
+            subject = _BEFORE_APPROVED.match(sentence)
+            yield self.words.strong(sentence) or self.words.alone(sentence[subject.end() if subject else 0 :])
 
     def _read_unmarked(self, line: str) -> None:
-        alone = self.words.alone(line)
+        alone = self.words.line(line)
         if alone and self._listing and alone != self._listing:
             if self._alone:
                 self._alone[-1] = _NONE
