@@ -936,7 +936,8 @@ class TestStopping:
         assert {repr(result) for result in results} == {
             "EngineStoppedError('the engine failed: the device is lost')"
         }
-        with pytest.raises(EngineStoppedError, match="died with a fatal error"):
+        # Which of the two it says depends on whether the engine's thread has ended by now.
+        with pytest.raises(EngineStoppedError, match="died with a fatal error|thread is stopping"):
             await asyncio.wait_for(own.generate(greedy(9)), 10)
 
     async def test_requests_submitted_while_it_stops_never_wait_for_ever(self, folder: Path) -> None:
