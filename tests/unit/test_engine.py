@@ -937,7 +937,7 @@ class TestStopping:
             "EngineStoppedError('the engine failed: the device is lost')"
         }
         # Which of the two it says depends on whether the engine's thread has ended by now.
-        with pytest.raises(EngineStoppedError, match="died with a fatal error|thread is stopping"):
+        with pytest.raises(EngineStoppedError, match=r"died with a fatal error|thread is stopping"):
             await asyncio.wait_for(own.generate(greedy(9)), 10)
 
     async def test_requests_submitted_while_it_stops_never_wait_for_ever(self, folder: Path) -> None:
