@@ -16,6 +16,7 @@ from steering_engine.errors import ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+_SAMPLED_NUMBERS = 64
 _MAX_REASON_CHARACTERS = 300
 _UNBOUNDED_CONTEXT = 1 << 30  # a configuration may name no limit; the cache is one then
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
@@ -132,6 +133,20 @@ def config_digest(config: Any) -> str:
     """SHA-256 of a configuration, without what can differ between copies of the same model."""
     values = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE_CONFIG_KEYS}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of every weight's name and shape and of up to 64 of its numbers, evenly spread.
+
+    It tells a model from its fine-tunes, whose weights differ nearly everywhere, without reading all of them.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().flatten()
+        step = max(1, len(flat) // _SAMPLED_NUMBERS)
+        digest.update(f"{name} {tuple(weight.shape)} ".encode())
+        digest.update(flat[::step][:_SAMPLED_NUMBERS].double().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _device(name: str) -> torch.device:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from steering_engine.model import SteeredModel
 from steering_pts import keeping
@@ -417,6 +419,17 @@ def test_another_setting_on_the_same_folder_is_refused_and_changes_nothing(
 
     assert error.value.differences == ("search.tau was 0.2 and is now 0.3",)
     assert RunFolder(tmp_path).pivots.read_bytes() == before
+
+
+def test_a_run_is_not_continued_with_other_weights(ending_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ending_folder, tmp_path / "model"))
+    discover_into_folder(tmp_path / "run", folder, PROBLEMS[:2])
+    weights = load_file(folder / "model.safetensors")
+    tuned = {name: weight * 1.01 for name, weight in weights.items()}
+    save_file(tuned, folder / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(LedgerSettingsError, match="weights_digest was"):
+        discover_into_folder(tmp_path / "run", folder, PROBLEMS[:2])
 
 
 def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_made(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from steering_engine.errors import ModelError
-from steering_engine.loading import config_digest, load_model
+from steering_engine.loading import config_digest, load_model, weights_digest
 from steering_engine.model import EngineLimits, SteeredModel
 from tests.support import models
 from tests.support.models import save_tiny_model
@@ -195,3 +195,15 @@ def test_rotary_embeddings_that_depend_on_the_batch_bound_the_context(tmp_path: 
         tmp_path / "model", "phi3", rope_parameters=rope, original_max_position_embeddings=24
     )
     assert load_model(str(folder)).context_tokens == 24
+
+
+def test_other_weights_have_another_digest_and_a_copy_has_the_same(folder: Path, tmp_path: Path) -> None:
+    copy, tuned = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("copy", "tuned"))
+    path = tuned / "model.safetensors"
+    weights = load_file(path)
+    name = min(weights)
+    save_file(weights | {name: weights[name] + 0.01}, path, {"format": "pt"})
+
+    digests = [weights_digest(load_model(str(place)).model) for place in (folder, copy, tuned)]
+
+    assert digests[0] == digests[1] != digests[2]

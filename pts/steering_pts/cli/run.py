@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from steering_engine.alias import resolve_model
 from steering_engine.errors import ModelError
+from steering_engine.loading import weights_digest
 from steering_engine.model import EngineLimits, SteeredModel
 from steering_pts.data import Problem
 from steering_pts.discovery import Discovery
@@ -239,6 +240,7 @@ def discover_into(
             "model": choice.source,
             "model_config_digest": model.info.config_digest,
             "tokenizer_digest": model.info.tokenizer_digest,
+            "weights_digest": weights_digest(model.loaded.model),
             "dtype": model.info.dtype,
             "problems_digest": hashlib.sha256(" ".join(p.id for p in problems).encode()).hexdigest(),
             **oracle_settings(oracle),
