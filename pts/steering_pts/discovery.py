@@ -17,11 +17,11 @@ from steering_pts.ledger.records import CompletionRecord, ScoreRecord
 from steering_pts.oracles.base import Oracle, Verdict
 from steering_pts.oracles.registry import judge_all
 from steering_pts.outcomes import Outcomes, known_outcomes
-from steering_pts.pivots import SentenceUnit, TokenUnit, Unit, select_pivots
+from steering_pts.pivots import SentenceUnit, TokenUnit, Unit, repeated_lengths, select_pivots
 from steering_pts.progress import RunProgress
 from steering_pts.rollouts import Rollout, RolloutRequest, RolloutSource
 from steering_pts.scoring import score_completions
-from steering_pts.search import Search, Trace, repeated_lengths
+from steering_pts.search import Search, Trace
 from steering_pts.search.confirmation import CONFIRM
 from steering_pts.search.exploration import EXPLORE
 from steering_pts.seeds import derive_seed
@@ -152,11 +152,7 @@ class Discovery:
         of_problem: dict[str, list[CompletionRecord]] = {}
         for completion in all_:
             of_problem.setdefault(completion.problem_id, []).append(completion)
-        repeats: dict[str, int] = {}
-        for problem_id in of_problem:
-            own = [completion for completion in kept if completion.problem_id == problem_id]
-            lengths = repeated_lengths([completion.ids for completion in own])
-            repeats.update(zip((completion.id for completion in own), lengths, strict=True))
+        repeats = repeated_lengths(kept)
         unit = self._unit()
         return [
             Trace(

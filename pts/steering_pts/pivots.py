@@ -9,7 +9,13 @@ from typing import Protocol
 
 from steering_pts.errors import LedgerError
 from steering_pts.ledger import Ledger
-from steering_pts.ledger.records import AlternativeCount, ConfirmationRecord, PivotRecord, RolloutRecord
+from steering_pts.ledger.records import (
+    AlternativeCount,
+    CompletionRecord,
+    ConfirmationRecord,
+    PivotRecord,
+    RolloutRecord,
+)
 from steering_pts.oracles.base import Verdict
 from steering_pts.search import Trace
 from steering_pts.sentences import Decode, first_sentence, sentence_spans
@@ -67,6 +73,22 @@ def first_difference(ids: Sequence[int], completion_ids: Sequence[int], start: i
         if ours != theirs:
             return start + offset
     return None
+
+
+def repeated_lengths(completions: Iterable[CompletionRecord]) -> dict[str, int]:
+    """How many of its first ids a completion has in common with an earlier one of its problem, at most; by its id."""
+    earlier: dict[str, list[tuple[int, ...]]] = {}
+    lengths = {}
+    for completion in completions:
+        others = earlier.setdefault(completion.problem_id, [])
+        lengths[completion.id] = max((_common(completion.ids, other) for other in others), default=0)
+        others.append(completion.ids)
+    return lengths
+
+
+def _common(ids: Sequence[int], others: Sequence[int]) -> int:
+    left_at = first_difference(ids, others)
+    return min(len(ids), len(others)) if left_at is None else left_at
 
 
 def select_pivots(ledger: Ledger, fdr: float, unit: Unit) -> list[PivotRecord]:

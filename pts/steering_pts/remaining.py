@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steering_pts.ledger import LedgerReader
-from steering_pts.ledger.records import CompletionRecord
-from steering_pts.search import candidates, repeated_lengths
+from steering_pts.pivots import repeated_lengths
+from steering_pts.search import candidates
 from steering_pts.search.exploration import budget_for
 
 
@@ -46,12 +46,8 @@ def wanted_of(ledger: LedgerReader) -> Wanted:
 def _searched(ledger: LedgerReader, tau: float) -> list[int]:
     """How many candidates of its own each completion has that is searched."""
     probabilities = {score.completion_id: score.probabilities for score in ledger.scores()}
-    by_problem: dict[str, list[CompletionRecord]] = {}
-    for completion in ledger.completions():
-        if completion.id in probabilities:
-            by_problem.setdefault(completion.problem_id, []).append(completion)
+    repeated = repeated_lengths(c for c in ledger.completions() if c.id in probabilities)
     return [
-        sum(position >= repeated for position in candidates(probabilities[completion.id], tau))
-        for own in by_problem.values()
-        for completion, repeated in zip(own, repeated_lengths([c.ids for c in own]), strict=True)
+        sum(position >= length for position in candidates(probabilities[completion_id], tau))
+        for completion_id, length in repeated.items()
     ]

@@ -48,7 +48,7 @@ def contrast_p(first: Draws, second: Draws, weights: tuple[float, float], margin
     likelihood among all pairs with w1 q1 - w2 q2 = margin; p = P(Normal(0, 1) >= z). With both weights 1 it is the
     test of C. P. Farrington and G. Manning, "Test statistics and sample size formulae for comparative binomial trials
     with null hypothesis of non-zero risk difference or non-unity relative risk", Statistics in Medicine 9 (1990).
-    Of one rate alone the same score is up to six times too bold for a dozen draws, and the exact test costs nothing.
+    Of one rate alone the same score is too bold where draws are few, and the exact test costs nothing.
 
     Ours, because statsmodels has it for differences only, and its `score_test_proportions_2indep` doesn't maximise
     that likelihood for a margin other than 0 (https://github.com/statsmodels/statsmodels/issues/10269).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from steering_pts.ledger.records import CompletionRecord
 from steering_pts.oracles.base import Verdict
 from steering_pts.outcomes import also_leaves, known_outcomes
+from steering_pts.pivots import repeated_lengths
 from steering_pts.search import Outcome
 
 Ids = tuple[int, ...]
@@ -76,6 +78,15 @@ def test_what_counts_for_a_sibling_succeeds_exactly_as_often_as_the_siblings_alt
 
 def completion(index: int, ids: Ids, verdict: Verdict = Verdict.CORRECT) -> CompletionRecord:
     return CompletionRecord(f"c{index}", "p", index, index, (1,), ids, verdict, None, "stop")
+
+
+def test_how_much_of_a_completion_an_earlier_one_of_its_problem_has_as_well() -> None:
+    ids = [(1, 2, 3), (1, 2, 4), (1, 2, 3), (1, 2, 4, 5), (9,)]
+    own = [completion(index, path) for index, path in enumerate(ids)]
+    other = replace(completion(9, (1, 2, 3)), problem_id="another")
+
+    assert list(repeated_lengths([*own, other]).values()) == [0, 2, 3, 3, 0, 0]
+    assert repeated_lengths([]) == {}
 
 
 def test_the_other_completions_of_a_problem_are_draws_where_they_leave() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steering_pts.ledger.records import Arm, RolloutKey
-from steering_pts.search import Trace, candidates, repeated_lengths
+from steering_pts.search import Trace, candidates
 from tests.support.simulation import Simulation, simulations
 
 probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=30).map(tuple)
@@ -190,8 +190,3 @@ def test_a_rollout_leaves_inside_its_sentence_or_after_it() -> None:
 
     assert {SENTENCES.leaves_at(key(0, "alternative"), u) for u in uniforms} == {0, 1, 2}
     assert {SENTENCES.leaves_at(key(0, "on_path"), u) for u in uniforms} == {3, 4, 5}
-
-
-def test_how_much_of_a_completion_an_earlier_one_has_as_well() -> None:
-    assert repeated_lengths([(1, 2, 3), (1, 2, 4), (1, 2, 3), (1, 2, 4, 5), (9,)]) == [0, 2, 3, 3, 0]
-    assert repeated_lengths([]) == []

@@ -39,11 +39,11 @@ def data_options(
     question_field: str | None,
     answer_field: str | None,
     split: str,
-    where: list[str] | None,
-    ids: Path | None,
-    limit: int | None,
-    shuffle_seed: int | None,
     skip_bad_rows: bool,
+    where: list[str] | None = None,
+    ids: Path | None = None,
+    limit: int | None = None,
+    shuffle_seed: int | None = None,
 ) -> DataOptions:
     """The options as they were given on a command line.
 

@@ -8,17 +8,24 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steering_pts.cli.data_options import AnswerField, DataFormat, LayoutName, QuestionField, SkipBadRows
+from steering_pts.cli.data_options import (
+    AnswerField,
+    DataFormat,
+    LayoutName,
+    QuestionField,
+    SkipBadRows,
+    data_options,
+)
 from steering_pts.cli.options import AsJson, OracleOption
 from steering_pts.cli.run import oracle_for
-from steering_pts.data import DataOptions, Format, load_problems
+from steering_pts.data import load_problems
 from steering_pts.data.values import as_json as json_value
 from steering_pts.errors import DataError
 from steering_pts.grading.answers import Answer, AnswerFields, AnswerFile, read_answers
@@ -81,8 +88,8 @@ def grade(
     Labels are true or false, 1 or 0, correct, incorrect or censored. Rates are of what both sides judged, with Wilson
     95 % intervals; what is censored is counted apart.
     """
-    data = DataOptions(
-        format=cast("Format | None", format),  # checked there
+    data = data_options(
+        format=format,
         layout=layout,
         question_field=question_field,
         answer_field=answer_field,

@@ -252,9 +252,8 @@ def _bind(layout: Layout, present: Iterable[str], question: str | None, answer: 
     )
     for role, named, usual in (("question", question, layout.questions), ("answer", answer, layout.answers)):
         name = next((n for n in (usual if named is None else [named]) if n in present), None)
-        if (
-            name is None and named is None and layout is PLAIN
-        ):  # the other layouts' own data sets have them as they are
+        # The other layouts' own data sets have them as they are.
+        if name is None and named is None and layout is PLAIN:
             name = next((p for n in usual for p in present if p.casefold() == n), None)
         if name is not None:
             found[role] = name

@@ -47,8 +47,8 @@ def problems(ledger: LedgerReader) -> RowTable:
 def candidates(ledger: LedgerReader) -> RowTable:
     """The tokens that the screen left, with what became of each.
 
-    Of a run over sentences, those that alternatives have been drawn to, which exploration begins with for all that the
-    screen left: where sentences begin, only the tokenizer tells.
+    Of a run over sentences, those that alternatives have been drawn to, which exploration begins with as far as its
+    budget reaches: where sentences begin, only the tokenizer tells.
 
     The columns of a nominee are empty where a candidate was not nominated, those of its
     confirmation (`confirmation_…`) where it has not been confirmed.

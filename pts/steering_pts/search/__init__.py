@@ -5,6 +5,6 @@ outcomes, or a simulation. It draws no random number itself.
 """
 
 from steering_pts.search.search import Search
-from steering_pts.search.trace import Outcome, Step, Trace, candidates, repeated_lengths
+from steering_pts.search.trace import Outcome, Step, Trace, candidates
 
-__all__ = ["Outcome", "Search", "Step", "Trace", "candidates", "repeated_lengths"]
+__all__ = ["Outcome", "Search", "Step", "Trace", "candidates"]

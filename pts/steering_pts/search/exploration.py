@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +157,7 @@ class Exploration:
         steps = sum(len(own.chain.steps) for own in self.explored.values())
         self._keeps_factors = steps <= _MOST_KEPT_STEPS
 
-    @property
+    @cached_property
     def budget(self) -> int:
         """Rollouts that the run may take, over all completions that have candidates."""
         return int(sum(own.budget for own in self.explored.values()))

@@ -11,7 +11,6 @@ on following it: the place is drawn first, and generation starts there with anot
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -128,21 +127,6 @@ class Trace:
         if waiting is not None:
             steps.append(Step(waiting, len(self.probabilities), self.follow(waiting), is_candidate=False))
         return tuple(steps)
-
-
-def repeated_lengths(completions: Sequence[Sequence[int]]) -> list[int]:
-    """For each of several completions of one prompt, how many of its first ids an earlier one begins with as well."""
-    return [
-        max((_common(ids, earlier) for earlier in completions[:index]), default=0)
-        for index, ids in enumerate(completions)
-    ]
-
-
-def _common(ids: Sequence[int], others: Sequence[int]) -> int:
-    return next(
-        (place for place, pair in enumerate(zip(ids, others, strict=False)) if pair[0] != pair[1]),
-        min(len(ids), len(others)),
-    )
 
 
 def candidates(probabilities: tuple[float, ...], tau: float) -> tuple[int, ...]:
