@@ -5,7 +5,16 @@ Imports no torch. Everybody else builds on it: the client constructs these types
 """
 
 from steering_spec.admission import ModelFacts, VectorFacts, request_violations
-from steering_spec.completion import Completion, FinishReason, SteeringAct, StreamDelta, Token, Usage
+from steering_spec.completion import (
+    Completion,
+    FinishReason,
+    SteeringAct,
+    StreamDelta,
+    Token,
+    TokenLogprob,
+    TriggerKind,
+    Usage,
+)
 from steering_spec.naming import VectorRef
 from steering_spec.request import (
     Chat,
@@ -18,42 +27,62 @@ from steering_spec.request import (
 )
 from steering_spec.resources import ModelInfo, VectorInfo, VectorLayer
 from steering_spec.steering import (
+    Ablate,
     Add,
+    Clamp,
     Clause,
+    ConflictPolicy,
     ContextTrigger,
+    Operation,
     Phase,
     Positions,
+    Predicate,
+    ProbeTrigger,
     Selector,
+    SimilarityTrigger,
     SteeringRule,
     SteeringSpec,
+    TokenSet,
+    Trigger,
     Window,
 )
 from steering_spec.violation import InvalidRequestError, Violation, ViolationKind
 
 __all__ = [
+    "Ablate",
     "Add",
     "Chat",
     "ChatMessage",
+    "Clamp",
     "Clause",
     "Completion",
+    "ConflictPolicy",
     "ContextTrigger",
     "FinishReason",
     "GenerationSpec",
     "InvalidRequestError",
     "ModelFacts",
     "ModelInfo",
+    "Operation",
     "Phase",
     "Positions",
+    "Predicate",
+    "ProbeTrigger",
     "Prompt",
     "PromptIds",
     "PromptText",
     "SamplingParams",
     "Selector",
+    "SimilarityTrigger",
     "SteeringAct",
     "SteeringRule",
     "SteeringSpec",
     "StreamDelta",
     "Token",
+    "TokenLogprob",
+    "TokenSet",
+    "Trigger",
+    "TriggerKind",
     "Usage",
     "VectorFacts",
     "VectorInfo",

@@ -19,12 +19,36 @@ class FinishReason(Enum):
     LENGTH = "length"
 
 
+class TriggerKind(Enum):
+    """What a rule waited for before it acted."""
+
+    CONTEXT = "context"
+    PROBE = "probe"
+    SIMILARITY = "similarity"
+
+
 @dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token: its id, and the log-probability that the sampler gave it."""
+class TokenLogprob:
+    """A token that might have been drawn: its id, and the log-probability that the sampler gave it."""
 
     id: int
     logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        id: Its id.
+        logprob: Natural logarithm of the probability that the sampler gave it.
+        top_logprobs: The most likely tokens, most likely first, as far as the request asked for them and the sampler
+            gave them any probability; the token itself is among them when it is one of the most likely.
+    """
+
+    id: int
+    logprob: float
+    top_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +60,17 @@ class SteeringAct:
         layers: Blocks steered.
         step: Step of the row, or None when a prompt clause chose it.
         prompt_position: Prompt position of the row, or None when a step was chosen.
-        match_tokens: Tokens that matched a recorded context, where a context trigger fired.
+        trigger: What the rule had waited for; None when it acts always, and on rows that a prompt clause chose.
+        score: What the trigger measured where it fired: matching tokens, a probability, or a cosine. None without a
+            trigger, and where an earlier firing is held.
     """
 
     rule_index: int
     layers: tuple[int, ...]
     step: int | None = None
     prompt_position: int | None = None
-    match_tokens: int | None = None
+    trigger: TriggerKind | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +86,15 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class StreamDelta:
-    """Newly decoded tokens with the text that is now final, and the acts that led to them."""
+    """Newly decoded tokens with the text that is now final, and the acts that led to them.
+
+    `index` says of which completion, where a request makes several.
+    """
 
     text: str
     tokens: tuple[Token, ...]
     acts: tuple[SteeringAct, ...] = ()
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +106,11 @@ class Completion:
         tokens: All tokens, those of the end and of a stop sequence included.
         finish_reason: Why decoding ended.
         usage: Counts and times.
-        seed: The seed that was used.
+        seed: The seed that this completion was drawn with.
         request_id: The request's id.
         applied_steering: The steering as applied, every vector with its digest; None when unsteered.
         acts: The steering acts; empty unless the request asked for a trace.
+        index: Which of the request's completions this is.
     """
 
     text: str
@@ -89,6 +121,7 @@ class Completion:
     request_id: str
     applied_steering: SteeringSpec | None = None
     acts: tuple[SteeringAct, ...] = ()
+    index: int = 0
 
     @property
     def ids(self) -> tuple[int, ...]:

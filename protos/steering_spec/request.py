@@ -44,16 +44,27 @@ Prompt = PromptText | PromptIds | Chat
 class SamplingParams:
     """How tokens are chosen.
 
+    The order is: logits, `logit_bias`, `repetition_penalty`, presence and frequency penalties, what may not be drawn
+    (`min_tokens`), temperature, top-k, top-p, min-p, `banned_first_ids`.
+
     Attributes:
         temperature: 0 means greedy.
         top_p: Nucleus in (0, 1]; 1 is off.
         top_k: Keep the k most likely tokens; None keeps all.
         max_tokens: Most tokens to generate; None means the server's default.
-        seed: Makes sampling repeatable; None means a fresh one.
+        seed: Makes sampling repeatable; None means a fresh one. Completion i of several draws with seed + i.
         stop: Generation ends before the first of these texts.
         min_p: Keep tokens at least this share as likely as the most likely one, in [0, 1]; 0 is off. Applied after
             temperature, top-k and top-p.
         banned_first_ids: Ids that the first generated token can't be; the probabilities of the others are renormalised.
+        n: Completions of the same prompt, which is computed once for all of them.
+        min_tokens: Before so many tokens no end-of-sequence token is drawn and no stop sequence is looked for.
+        repetition_penalty: Positive logits of tokens in prompt or completion are divided by it, negative ones
+            multiplied (Keskar et al. 2019, arXiv:1909.05858); 1 is off.
+        presence_penalty: Taken off the logits of tokens that the completion holds already; 0 is off.
+        frequency_penalty: The same, times how often the completion holds them; 0 is off.
+        logit_bias: Pairs of id and what is added to its logit.
+        top_logprobs: Most likely alternatives that are told with each token; 0 tells none.
     """
 
     temperature: float = 1.0
@@ -64,11 +75,18 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     min_p: float = 0.0
     banned_first_ids: tuple[int, ...] = ()
+    n: int = 1
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationSpec:
-    """One completion to make.
+    """Completions to make.
 
     Attributes:
         prompt: Exactly one prompt form.
