@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from steering_engine.errors import ModelError
-from steering_engine.steering.plan import BatchPlan
+from steering_engine.steering.forward import ForwardPlan
 from steering_engine.steering.table import DirectionTable
 
 
@@ -61,17 +61,17 @@ class SteeringHooks:
         ]
 
     @property
-    def plan(self) -> BatchPlan | None:
+    def plan(self) -> ForwardPlan | None:
         """What this thread's next forward does."""
         return getattr(self._of_thread, "plan", None)
 
     @plan.setter
-    def plan(self, plan: BatchPlan | None) -> None:
+    def plan(self, plan: ForwardPlan | None) -> None:
         self._of_thread.plan = plan
 
     def _steer(self, block: int, output: Any) -> Any:
         plan = self.plan
-        if not plan:
+        if plan is None:
             return None
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         steered = plan.apply(block, hidden[0], self._table)[None]

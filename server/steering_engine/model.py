@@ -180,15 +180,15 @@ class SteeredModel:
                 stop=sampling.stop,
                 min_p=sampling.min_p,
             ),
-            plan=self._plan(spec, len(prompt_ids)),
+            plan=self._plan(spec, prompt_ids),
             streaming=streaming,
             banned_first_ids=sampling.banned_first_ids,
         )
 
-    def _plan(self, spec: GenerationSpec, prompt_length: int) -> SteeringPlan | None:
+    def _plan(self, spec: GenerationSpec, prompt_ids: tuple[int, ...]) -> SteeringPlan | None:
         if spec.steering is None or not spec.steering.rules:
             return None
-        return compile_plan(spec.steering, self.vectors, prompt_length)
+        return compile_plan(spec.steering, self.vectors, prompt_ids)
 
     def prompt_ids(self, prompt: PromptText | PromptIds | Chat) -> tuple[int, ...]:
         """The token ids of a prompt; text is tokenized as it stands, chat is rendered by the model's template.

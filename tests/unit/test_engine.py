@@ -41,6 +41,7 @@ from steering_spec import (
     SteeringAct,
     SteeringRule,
     SteeringSpec,
+    TriggerKind,
     StreamDelta,
 )
 from tests.support.models import save_tiny_model
@@ -784,7 +785,7 @@ class TestActs:
         model.vectors.load("seen", encode_vector(vector))
         rule = SteeringRule("seen", trigger=ContextTrigger(max_firings=1))
         completion = await model.generate(greedy(9, rule, tokens=12))
-        assert completion.acts == (SteeringAct(0, (1,), step=6, match_tokens=2),)
+        assert completion.acts == (SteeringAct(0, (1,), step=6, trigger=TriggerKind.CONTEXT, score=2),)
         assert completion.ids[:6] == plain.ids[:6]
         assert completion.tokens[6] != plain.tokens[6]
 

@@ -9,9 +9,11 @@ import torch
 
 from steering_engine.blocks import SteeringHooks, find_blocks
 from steering_engine.loading import LoadedModel, load_model
-from steering_engine.steering import ops
 from steering_engine.steering.compile import compile_plan
-from steering_engine.steering.plan import BatchPlan, RowAct, SteeringPlan, SteeringState
+from steering_engine.steering.forward import BatchPlan
+from steering_engine.steering.ops import Effect
+from steering_engine.steering.plan import SteeringPlan
+from steering_engine.steering.state import SteeringState
 from steering_engine.steering.table import DirectionTable
 from steering_engine.vectors.registry import VectorRegistry
 from steering_spec import (
@@ -23,11 +25,13 @@ from steering_spec import (
     SteeringAct,
     SteeringRule,
     SteeringSpec,
+    TriggerKind,
 )
 from tests.support.models import save_tiny_model
 from tests.support.vectors import save_random_vector
 
 PROMPT = (10, 11, 12, 13, 14)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +65,19 @@ def rules(*given: SteeringRule) -> SteeringSpec:
 
 class TestCompiling:
     def test_defaults_are_filled_in_and_vectors_pinned(self, vectors: VectorRegistry) -> None:
-        plan = compile_plan(rules(SteeringRule("pivot", trigger=ContextTrigger())), vectors, len(PROMPT))
+        plan = compile_plan(rules(SteeringRule("pivot", trigger=ContextTrigger())), vectors, PROMPT)
         digest = vectors.infos()[1].sha256
         assert plan.applied == rules(
             SteeringRule(f"vectors/pivot@{digest}", layers=(2,), trigger=ContextTrigger(min_match_tokens=2))
         )
 
     def test_strength_times_calibrated_strength_is_the_scale(self, vectors: VectorRegistry) -> None:
-        plan = compile_plan(rules(SteeringRule("one", -0.5, layers=(2, 0))), vectors, len(PROMPT))
+        plan = compile_plan(rules(SteeringRule("one", -0.5, layers=(2, 0))), vectors, PROMPT)
         assert plan.rules[0].layers == (0, 2)
-        assert plan.rules[0].scales == (-0.5 * 4.0, -0.5 * 6.0)
+        assert plan.rules[0].effects == (Effect(-0.5 * 4.0), Effect(-0.5 * 6.0))
 
     def test_a_rule_of_strength_zero_is_told_but_not_compiled(self, vectors: VectorRegistry) -> None:
-        plan = compile_plan(rules(SteeringRule("one", 0.0), SteeringRule("two")), vectors, len(PROMPT))
+        plan = compile_plan(rules(SteeringRule("one", 0.0), SteeringRule("two")), vectors, PROMPT)
         assert [rule.index for rule in plan.rules] == [1]
         assert len(plan.applied.rules) == 2
 
@@ -82,7 +86,7 @@ class TestCompiling:
             SteeringRule("one", selector=Selector.step_window(3)),
             SteeringRule("two", selector=Selector.prompt_positions(2)),
         )
-        assert compile_plan(spec, vectors, len(PROMPT)).first_row == 2
+        assert compile_plan(spec, vectors, PROMPT).first_row == 2
 
     @pytest.mark.parametrize(
         "other",
@@ -97,16 +101,19 @@ class TestCompiling:
     def test_whatever_steers_otherwise_has_another_salt(
         self, other: SteeringRule, vectors: VectorRegistry
     ) -> None:
-        salt = compile_plan(rules(SteeringRule("one")), vectors, len(PROMPT)).cache_salt
-        assert compile_plan(rules(other), vectors, len(PROMPT)).cache_salt != salt
+        salt = compile_plan(rules(SteeringRule("one")), vectors, PROMPT).cache_salt
+        assert compile_plan(rules(other), vectors, PROMPT).cache_salt != salt
 
     def test_another_prompt_length_has_another_salt(self, vectors: VectorRegistry) -> None:
         spec = rules(SteeringRule("one"))
-        assert compile_plan(spec, vectors, 5).cache_salt != compile_plan(spec, vectors, 6).cache_salt
+        assert (
+            compile_plan(spec, vectors, PROMPT).cache_salt
+            != compile_plan(spec, vectors, (*PROMPT, 15)).cache_salt
+        )
 
     def test_two_ways_to_say_the_same_have_one_salt(self, vectors: VectorRegistry) -> None:
-        plain = compile_plan(rules(SteeringRule("one")), vectors, 5)
-        spelled = compile_plan(rules(SteeringRule("vectors/one", 1.0, layers=(2, 1, 0))), vectors, 5)
+        plain = compile_plan(rules(SteeringRule("one")), vectors, PROMPT)
+        spelled = compile_plan(rules(SteeringRule("vectors/one", 1.0, layers=(2, 1, 0))), vectors, PROMPT)
         assert plain.cache_salt == spelled.cache_salt
 
 
@@ -114,7 +121,8 @@ def told(plan: SteeringPlan, completion: tuple[int, ...] = ()) -> list[SteeringA
     state = SteeringState(plan, PROMPT)
     for token_id in completion:
         state.accept(token_id)
-    return [act.describe(len(PROMPT)) for act in state.acts(0, len(PROMPT) + len(completion))]
+    rows = range(len(PROMPT) + len(completion))
+    return [act.describe(len(PROMPT)) for row in rows for act in state.acts_on(row)]
 
 
 class TestDeciding:
@@ -122,7 +130,7 @@ class TestDeciding:
         selector = Selector(
             (Clause(Phase.PROMPT, Positions((1,))), Clause(Phase.GENERATION, Positions((0, 2))))
         )
-        plan = compile_plan(rules(SteeringRule("two", selector=selector)), vectors, len(PROMPT))
+        plan = compile_plan(rules(SteeringRule("two", selector=selector)), vectors, PROMPT)
         assert told(plan, (20, 21)) == [
             SteeringAct(0, (1,), prompt_position=1),
             SteeringAct(0, (1,), step=0),
@@ -133,113 +141,30 @@ class TestDeciding:
         selector = Selector(
             (Clause(Phase.PROMPT, Positions((-1,))), Clause(Phase.GENERATION, Positions((0,))))
         )
-        plan = compile_plan(rules(SteeringRule("two", selector=selector)), vectors, len(PROMPT))
+        plan = compile_plan(rules(SteeringRule("two", selector=selector)), vectors, PROMPT)
         assert told(plan) == [SteeringAct(0, (1,), prompt_position=len(PROMPT) - 1)]
 
     def test_a_firing_tells_its_match_and_a_held_step_none(self, vectors: VectorRegistry) -> None:
         rule = SteeringRule("pivot", trigger=ContextTrigger(hold_steps=2))
-        plan = compile_plan(rules(rule), vectors, len(PROMPT))
+        plan = compile_plan(rules(rule), vectors, PROMPT)
         assert told(plan, (50, 51, 52, 20)) == [
-            SteeringAct(0, (2,), step=3, match_tokens=3),
-            SteeringAct(0, (2,), step=4),
+            SteeringAct(0, (2,), step=3, trigger=TriggerKind.CONTEXT, score=3),
+            SteeringAct(0, (2,), step=4, trigger=TriggerKind.CONTEXT),
         ]
 
     def test_a_trigger_has_no_say_in_prompt_rows(self, vectors: VectorRegistry) -> None:
         rule = SteeringRule("pivot", selector=Selector.prompt_positions(0), trigger=ContextTrigger())
-        plan = compile_plan(rules(rule), vectors, len(PROMPT))
+        plan = compile_plan(rules(rule), vectors, PROMPT)
         assert told(plan, (40, 41)) == [SteeringAct(0, (2,), prompt_position=0)]
 
     def test_rows_asked_for_again_are_steered_alike(self, vectors: VectorRegistry) -> None:
         rule = SteeringRule("pivot", trigger=ContextTrigger(max_firings=1))
-        state = SteeringState(compile_plan(rules(rule), vectors, len(PROMPT)), PROMPT)
+        state = SteeringState(compile_plan(rules(rule), vectors, PROMPT), PROMPT)
         for token_id in (40, 41, 40, 41):
             state.accept(token_id)
-        first = list(state.acts(0, 9))
+        first = [act for row in range(9) for act in state.acts_on(row)]
         assert [act.row for act in first] == [6]
-        assert list(state.acts(0, 9)) == first
-        assert list(state.acts(6, 7)) == first
-
-
-class TestApplying:
-    def act(self, plan: SteeringPlan, rule: int, row: int = 0) -> RowAct:
-        return RowAct(row, plan.rules[rule], None, from_prompt_clause=False)
-
-    def test_untouched_rows_keep_their_exact_bits(
-        self, vectors: VectorRegistry, table: DirectionTable
-    ) -> None:
-        torch.manual_seed(0)
-        hidden = torch.randn(6, 32)
-        plan = compile_plan(rules(SteeringRule("one")), vectors, 5)
-        batch = BatchPlan()
-        batch.add(2, self.act(plan, 0))
-        steered = batch.apply(1, hidden, table)
-        untouched = [0, 1, 3, 4, 5]
-        assert torch.equal(steered[untouched], hidden[untouched])
-        assert not torch.equal(steered[2], hidden[2])
-
-    def test_the_input_is_not_written_to(self, vectors: VectorRegistry, table: DirectionTable) -> None:
-        hidden = torch.zeros(3, 32)
-        batch = BatchPlan()
-        batch.add(1, self.act(compile_plan(rules(SteeringRule("one")), vectors, 5), 0))
-        batch.apply(0, hidden, table)
-        assert torch.equal(hidden, torch.zeros(3, 32))
-
-    def test_a_block_that_no_rule_names_is_returned_as_it_is(
-        self, vectors: VectorRegistry, table: DirectionTable
-    ) -> None:
-        hidden = torch.zeros(3, 32)
-        batch = BatchPlan()
-        batch.add(1, self.act(compile_plan(rules(SteeringRule("two")), vectors, 5), 0))
-        assert batch.apply(0, hidden, table) is hidden
-        assert batch.apply(1, hidden, table) is not hidden
-
-    def test_several_rules_on_one_row_act_one_after_the_other(
-        self, vectors: VectorRegistry, table: DirectionTable
-    ) -> None:
-        torch.manual_seed(0)
-        hidden = torch.randn(3, 32, dtype=torch.bfloat16)
-        plan = compile_plan(rules(SteeringRule("one", 0.3), SteeringRule("two", -0.7)), vectors, 5)
-        batch = BatchPlan()
-        for rule in (1, 0):  # the order in which acts are added does not matter, that of the rules does
-            batch.add(1, self.act(plan, rule))
-        expected = hidden[1:2]
-        for name, rule in (("one", plan.rules[0]), ("two", plan.rules[1])):
-            direction = vectors._vectors[name].vector.directions[1][None]
-            expected = ops.add(expected, direction, torch.tensor([rule.scales[rule.layers.index(1)]]))
-        assert torch.equal(batch.apply(1, hidden, table)[1:2], expected)
-
-    def test_a_row_is_steered_alike_whatever_else_is_in_the_batch(
-        self, vectors: VectorRegistry, table: DirectionTable
-    ) -> None:
-        torch.manual_seed(0)
-        hidden = torch.randn(8, 32)
-        mine = compile_plan(rules(SteeringRule("one", 0.3), SteeringRule("two", -0.7)), vectors, 5)
-        theirs = compile_plan(rules(SteeringRule("two", 2.0)), vectors, 5)
-        alone, together = BatchPlan(), BatchPlan()
-        for row in (0, 1, 6, 7):
-            together.add(row, self.act(theirs, 0))
-        for rule in (0, 1):
-            alone.add(3, self.act(mine, rule))
-            together.add(3, self.act(mine, rule))
-        assert torch.equal(alone.apply(1, hidden, table)[3], together.apply(1, hidden, table)[3])
-
-    def test_an_empty_plan_is_false(self) -> None:
-        assert not BatchPlan()
-
-
-class TestTable:
-    def test_slots_keep_their_directions_while_the_table_grows(self) -> None:
-        table = DirectionTable(2, 4, torch.device("cpu"))
-        torch.manual_seed(0)
-        directions = [torch.randn(4) for _ in range(40)]
-        slots = [table.add(1, direction) for direction in directions]
-        assert slots == list(range(40))
-        assert torch.equal(table.directions(1, torch.tensor(slots)), torch.stack(directions))
-
-    def test_blocks_have_tables_of_their_own(self) -> None:
-        table = DirectionTable(2, 4, torch.device("cpu"))
-        assert table.add(0, torch.ones(4)) == table.add(1, torch.full((4,), 2.0)) == 0
-        assert torch.equal(table.directions(1, torch.tensor([0])), torch.full((1, 4), 2.0))
+        assert [act for row in range(9) for act in state.acts_on(row)] == first
 
 
 @pytest.fixture
@@ -265,14 +190,15 @@ class TestHooks:
         ids = (*PROMPT, *self.COMPLETION)
         plain = logits(loaded, ids)
         state = SteeringState(
-            compile_plan(rules(SteeringRule("one", selector=Selector.steps(step))), vectors, len(PROMPT)),
+            compile_plan(rules(SteeringRule("one", selector=Selector.steps(step))), vectors, PROMPT),
             PROMPT,
         )
         for token_id in self.COMPLETION:
             state.accept(token_id)
-        hooks.plan = BatchPlan()
-        for act in state.acts(0, len(ids)):
-            hooks.plan.add(act.row, act)
+        batch = BatchPlan()
+        for row in range(len(ids)):
+            batch.add_acts(row, state.acts_on(row))
+        hooks.plan = batch.upload(CPU)
         steered = logits(loaded, ids)
         # Row P - 1 + j predicts token j.
         predicts = len(PROMPT) - 1 + step

@@ -13,12 +13,12 @@ ROWS = 24
 
 
 def chosen_prompt_rows(selector: Selector, prompt_length: int) -> list[int]:
-    resolved = resolve_selector(selector, prompt_length)
+    resolved = resolve_selector(selector, (0,) * prompt_length)
     return [row for row in range(prompt_length) if resolved.selects_prompt_row(row)]
 
 
 def chosen_steps(selector: Selector, prompt_length: int = 5, count: int = 10) -> list[int]:
-    resolved = resolve_selector(selector, prompt_length)
+    resolved = resolve_selector(selector, (0,) * prompt_length)
     return [step for step in range(count) if resolved.selects_step(step)]
 
 
@@ -50,12 +50,12 @@ def test_a_prompt_window_is_half_open_and_may_be_negative() -> None:
 
 
 def test_step_0_is_the_row_of_the_last_prompt_token() -> None:
-    resolved = resolve_selector(Selector.steps(0), prompt_length=5)
+    resolved = resolve_selector(Selector.steps(0), (0,) * 5)
     assert resolved.first_row() == 4
 
 
 def test_step_j_is_the_row_of_generated_token_j_minus_1() -> None:
-    resolved = resolve_selector(Selector.steps(3), prompt_length=5)
+    resolved = resolve_selector(Selector.steps(3), (0,) * 5)
     assert resolved.first_row() == 5 + 3 - 1
 
 
@@ -74,7 +74,7 @@ def test_exclusions_always_win() -> None:
 
 def test_the_first_row_is_that_of_the_earliest_clause() -> None:
     clauses = (Clause(Phase.GENERATION, Window(4)), Clause(Phase.PROMPT, Window(-2)))
-    assert resolve_selector(Selector(clauses), 10).first_row() == 8
+    assert resolve_selector(Selector(clauses), (0,) * 10).first_row() == 8
 
 
 positions = st.lists(st.integers(-ROWS, ROWS), min_size=1, max_size=4).map(
@@ -114,7 +114,7 @@ def names_row(clause: Clause, row: int, prompt_length: int) -> bool:
 def test_a_selector_chooses_what_its_definition_says(selector: Selector, prompt_length: int) -> None:
     if list(selector_violations("selector", selector, prompt_length)):
         return  # admission refuses it, so nobody resolves it
-    resolved = resolve_selector(selector, prompt_length)
+    resolved = resolve_selector(selector, (0,) * prompt_length)
     chosen = []
     for row in range(prompt_length + ROWS):
         excluded = any(names_row(clause, row, prompt_length) for clause in selector.exclude)

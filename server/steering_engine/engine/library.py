@@ -56,7 +56,7 @@ from steering_engine.engine.salt import salted_ids
 from steering_engine.engine.stability import AlignedActivations, row_tile, unstable_reason
 from steering_engine.errors import EngineStoppedError, ModelError, NotFiniteError
 from steering_engine.loading import LoadedModel
-from steering_engine.steering.plan import BatchPlan
+from steering_engine.steering.forward import BatchPlan
 from steering_spec import Token
 
 # Short enough for one cache page each, so that the trial fits into any cache and leaves nothing to share in it.
@@ -111,16 +111,22 @@ class _SaltedCache(PagedAttentionCache):  # type: ignore[misc]
         run = self.runs.get(request_id)
         if run is None:  # already cancelled; its steering is unknown here, so nothing may be shared
             return 0
-        ids = salted_ids(prompt_ids, run.request.plan, PAGE_TOKENS)
+        ids = salted_ids(prompt_ids, run.request.plan, PAGE_TOKENS, run.marks)
         matched: int = super().search_prefix_match(request_id, ids)
         return matched
 
     def mark_complete_blocks(self, state: RequestState, complete_blocks: dict[str, int]) -> None:
-        plan = state.run.request.plan if isinstance(state, _State) else None
-        if plan is None or not complete_blocks or state.status == RequestStatus.FINISHED:
+        run = state.run if isinstance(state, _State) else None
+        if (
+            run is None
+            or run.request.plan is None
+            or not complete_blocks
+            or state.status == RequestStatus.FINISHED
+        ):
             super().mark_complete_blocks(state, complete_blocks)
             return
-        ids = salted_ids(state.initial_tokens + state.generated_tokens, plan, PAGE_TOKENS)
+        tokens = state.initial_tokens + state.generated_tokens
+        ids = salted_ids(tokens, run.request.plan, PAGE_TOKENS, run.marks)
         for name, count in complete_blocks.items():
             self.cache_allocators[name].mark_complete_blocks(state.request_id, ids, count)
 
@@ -133,11 +139,13 @@ class _Runner(ModelRunner):  # type: ignore[misc]
     implementation: str
     tile: int
     activations: AlignedActivations
-    trial_scores: torch.Tensor
+    scores: torch.Tensor
+    output_ids: torch.Tensor
 
     def compute_batch(self, model: torch.nn.Module, batch_data: dict[str, Any]) -> None:
         plan = BatchPlan()
         self.runs = []
+        steered: list[tuple[Run, int]] = []
         offset = 0
         ends = []
         for future in self.inputs_and_outputs.requests_in_batch:
@@ -146,12 +154,14 @@ class _Runner(ModelRunner):  # type: ignore[misc]
             if isinstance(state, _State):
                 # The library has already advanced the position over the rows of this batch.
                 start = state.position_offset - future.query_length
-                for act in state.run.acts(start, state.position_offset):
-                    plan.add(offset + act.row - start, act)
+                if state.run.request.plan is not None:
+                    state.run.plan_rows(plan, offset, start, state.position_offset)
+                    steered.append((state.run, state.position_offset))
                 if future.has_new_token:
                     self.runs.append(state.run)
             offset += future.query_length
-        self.hooks.plan = plan
+        forward = plan.upload(model.device) if plan else None  # type: ignore[arg-type]
+        self.hooks.plan = forward
         layout = attention.PackedLayout(offset, tuple(ends), self.tile)
         if self.tile:
             for name in ("input_ids", "position_ids", "logits_indices"):
@@ -162,6 +172,10 @@ class _Runner(ModelRunner):  # type: ignore[misc]
                 super().compute_batch(model, batch_data)
         finally:
             self.hooks.plan = None
+        answers = forward.answers() if forward is not None else {}
+        for run, stop in steered:
+            run.rows_done(stop, answers.get(run.key, {}))
+        self._draw()
 
     @contextmanager
     def _stable(self, model: Any) -> Iterator[None]:
@@ -173,9 +187,13 @@ class _Runner(ModelRunner):  # type: ignore[misc]
             yield
 
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
+        # Tokens are drawn when the forward is over: what it decided of the steering has to be known before.
+        self.scores, self.output_ids = scores, output_ids
+
+    def _draw(self) -> None:
+        scores, output_ids = self.scores, self.output_ids
         count = len(self.runs)
         if count == 0:  # rows of the trial, or none that predicts a token
-            self.trial_scores = scores[0]
             return
         device = scores.device
         settings = [run.request.sampling for run in self.runs]
@@ -371,7 +389,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             processor.inputs_and_outputs.output_ids.zero_()  # the trial's tokens are all 0
             self._generation_step()
             names = [future.state.request_id for future in futures if future.has_new_token]
-            for name, scores in zip(names, processor.model_runner.trial_scores, strict=False):
+            for name, scores in zip(names, processor.model_runner.scores[0], strict=False):
                 ids = torch.tensor([histories[name]], device=self.model.device)
                 ordinary = self.model(ids, use_cache=False).logits[0, -1]
                 likeness = cosine_similarity(scores.double(), ordinary.double(), dim=0).item()

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 
 from steering_engine.engine.base import EngineChunk, EngineRequest
 from steering_engine.engine.sampling import uniform
 from steering_engine.engine.text import TextStream
-from steering_engine.steering.plan import RowAct, SteeringState
+from steering_engine.steering.forward import BatchPlan
+from steering_engine.steering.state import Answer, SteeringState
 from steering_spec import FinishReason, SteeringAct, Token
 
 
 class Run:
     """State of one request; `key` names it among all requests that the engine has ever had.
 
-    The engine's thread calls `acts`, `accept` and `fail`; the caller's event loop calls `take` and waits on `ready`.
+    The engine's thread calls `plan_rows`, `rows_done`, `accept` and `fail`; the caller's event loop calls `take` and
+    waits on `ready`.
     """
 
     def __init__(
@@ -62,22 +65,39 @@ class Run:
         """Index of the next token."""
         return self._step
 
-    def acts(self, start: int, stop: int) -> list[RowAct]:
-        """What steering does on rows `[start, stop)`.
+    @property
+    def marks(self) -> Mapping[int, int]:
+        """What forwards decided on rows (see `steering_engine.engine.salt`)."""
+        return {} if self._steering is None else self._steering.marks
+
+    def plan_rows(self, batch: BatchPlan, offset: int, start: int, stop: int) -> None:
+        """Adds to a forward what steering does on rows `[start, stop)`, the first of which stands at `offset` in it."""
+        plan = self.request.plan
+        if self._steering is None or plan is None or plan.first_row is None:
+            return
+        for row in range(max(start, plan.first_row), stop):
+            at = offset + row - start
+            if (candidates := self._steering.open_candidates(row)) is not None:
+                batch.add_candidates(at, candidates, exclusive=plan.exclusive, owner=self.key)
+            elif acts := self._steering.acts_on(row):
+                batch.add_acts(at, acts)
+
+    def rows_done(self, stop: int, answers: Mapping[int, Answer]) -> None:
+        """Takes note that all rows before `stop` are computed, and of what the forward decided on the last of them.
 
         Acts on rows that are reached for the first time are recorded, those of rows that came from shared pages too:
         the report says what a request's rows are, not which of them had to be computed.
         """
         plan = self.request.plan
-        if self._steering is None or plan is None:
-            return []
-        acts = list(self._steering.acts(min(start, self._rows_seen), stop))
-        fresh = [act for act in acts if act.row >= self._rows_seen]
+        if self._steering is None or plan is None or plan.first_row is None:
+            return
+        self._steering.answer(answers)
+        for row in range(max(self._rows_seen, plan.first_row), stop):
+            if acts := self._steering.acts_on(row):
+                self.steered_rows += 1
+                # They are told together with the token that they led to, which is not drawn yet.
+                self._acts_without_token += [act.describe(plan.prompt_length) for act in acts]
         self._rows_seen = max(self._rows_seen, stop)
-        self.steered_rows += len({act.row for act in fresh})
-        # They are told together with the token that they led to, which is not drawn yet.
-        self._acts_without_token += [act.describe(plan.prompt_length) for act in fresh]
-        return [act for act in acts if act.row >= start]
 
     def accept(self, token: Token, is_eos: bool) -> bool:
         """Takes the token of this step; returns whether the request is finished."""

@@ -1,18 +1,35 @@
-"""From a steering spec to a plan: names become slots, strengths residual units, selectors rows, defaults values."""
+"""From a steering spec to a plan: names become slots, operations numbers, selectors rows, defaults values."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
+from collections.abc import Sequence
+from typing import TypeVar
 
-from steering_engine.steering.contexts import CompiledTrigger
+from steering_engine.steering.ops import effect_of
 from steering_engine.steering.plan import CompiledRule, SteeringPlan
 from steering_engine.steering.selectors import resolve_selector
+from steering_engine.steering.triggers import CompiledTrigger, ContextCondition, Reading
 from steering_engine.vectors.registry import RegisteredVector, VectorRegistry
-from steering_spec import SteeringRule, SteeringSpec, VectorRef
+from steering_spec import (
+    Clamp,
+    ConflictPolicy,
+    ContextTrigger,
+    ProbeTrigger,
+    SimilarityTrigger,
+    SteeringRule,
+    SteeringSpec,
+    Trigger,
+    TriggerKind,
+    VectorRef,
+)
+
+_T = TypeVar("_T")
 
 
-def compile_plan(spec: SteeringSpec, registry: VectorRegistry, prompt_length: int) -> SteeringPlan:
+def compile_plan(spec: SteeringSpec, registry: VectorRegistry, prompt_ids: Sequence[int]) -> SteeringPlan:
     """Compiles a spec that admission found nothing wrong with.
 
     Rules with strength 0 do nothing at all: they are told in `applied`, and leave no trace in the computation.
@@ -22,44 +39,93 @@ def compile_plan(spec: SteeringSpec, registry: VectorRegistry, prompt_length: in
         registered = registry.find(VectorRef.parse(rule.vector))
         if registered is None:
             raise KeyError(f"{rule.vector} is not loaded")  # admission has looked it up just before
-        layers = tuple(sorted(rule.layers or registered.vector.directions))
-        applied.append(_canonical(rule, registered, layers))
+        full = _canonical(rule, registered)
+        applied.append(full)
         if rule.strength != 0:
-            compiled.append(_compile_rule(index, rule, registered, layers, prompt_length))
-    canonical = SteeringSpec(tuple(applied))
+            compiled.append(_compile_rule(index, full, registered, prompt_ids))
+    canonical = dataclasses.replace(spec, rules=tuple(applied))
+    exclusive = spec.conflict_policy is ConflictPolicy.FIRST
+    if not exclusive:  # a bound that is set after everything else is a bound that holds
+        compiled.sort(key=lambda rule: isinstance(applied[rule.index].operation, Clamp))
     first_rows = [first for rule in compiled if (first := rule.selector.first_row()) is not None]
     return SteeringPlan(
         rules=tuple(compiled),
-        prompt_length=prompt_length,
+        exclusive=exclusive,
+        prompt_length=len(prompt_ids),
         applied=canonical,
         # The prompt's length is part of the salt: it decides which rows are steps.
-        cache_salt=hashlib.sha256(f"{prompt_length} {canonical!r}".encode()).digest(),
+        cache_salt=hashlib.sha256(f"{len(prompt_ids)} {canonical!r}".encode()).digest(),
         first_row=min(first_rows, default=None),
     )
 
 
-def _canonical(rule: SteeringRule, registered: RegisteredVector, layers: tuple[int, ...]) -> SteeringRule:
-    trigger = rule.trigger
-    if trigger is not None:
-        minimum = trigger.min_match_tokens or registered.vector.metadata.context_min_match
-        trigger = dataclasses.replace(trigger, min_match_tokens=minimum)
+def _canonical(rule: SteeringRule, registered: RegisteredVector) -> SteeringRule:
+    layers = tuple(sorted(rule.layers or registered.vector.directions))
     name = VectorRef(registered.id, registered.vector.sha256).name
+    trigger = None if rule.trigger is None else _canonical_trigger(rule.trigger, registered, layers[0])
     return dataclasses.replace(rule, vector=name, layers=layers, trigger=trigger)
 
 
+def _canonical_trigger(trigger: Trigger, registered: RegisteredVector, first_layer: int) -> Trigger:
+    if isinstance(trigger, ContextTrigger):
+        minimum = trigger.min_match_tokens or registered.vector.metadata.context_min_match
+        return dataclasses.replace(trigger, min_match_tokens=minimum)
+    if isinstance(trigger, ProbeTrigger):
+        layer = trigger.layer
+        if layer is None:
+            layer = max(
+                (block for block in registered.probes if block <= first_layer),
+                key=lambda block: (registered.probes[block].auc or 0.0, block),
+            )
+        threshold = registered.probes[layer].threshold if trigger.threshold is None else trigger.threshold
+        return dataclasses.replace(trigger, layer=layer, threshold=threshold)
+    layer = trigger.layer
+    if layer is None:
+        layer = max(block for block in registered.centroids if block <= first_layer)
+    least = registered.centroids[layer].min_cosine if trigger.min_cosine is None else trigger.min_cosine
+    return dataclasses.replace(trigger, layer=layer, min_cosine=least)
+
+
 def _compile_rule(
-    index: int, rule: SteeringRule, registered: RegisteredVector, layers: tuple[int, ...], prompt_length: int
+    index: int, rule: SteeringRule, registered: RegisteredVector, prompt_ids: Sequence[int]
 ) -> CompiledRule:
-    metadata = registered.vector.metadata
+    """Compiles a canonical rule."""
+    calibrated = registered.vector.metadata.calibrated_strength
     return CompiledRule(
         index=index,
-        layers=layers,
-        slots=tuple(registered.slots[layer] for layer in layers),
-        scales=tuple(rule.strength * metadata.calibrated_strength[layer] for layer in layers),
-        selector=resolve_selector(rule.selector, prompt_length),
-        trigger=(
-            None
-            if rule.trigger is None
-            else CompiledTrigger.compile(rule.trigger, registered.contexts, metadata.context_min_match)
-        ),
+        layers=rule.layers,
+        slots=tuple(registered.slots[layer] for layer in rule.layers),
+        effects=tuple(effect_of(rule.operation, rule.strength, calibrated[layer]) for layer in rule.layers),
+        selector=resolve_selector(rule.selector, prompt_ids),
+        trigger=None if rule.trigger is None else _compile_trigger(rule.trigger, registered),
     )
+
+
+def _compile_trigger(trigger: Trigger, registered: RegisteredVector) -> CompiledTrigger:
+    return CompiledTrigger(
+        condition=_condition(trigger, registered),
+        hold_steps=trigger.hold_steps,
+        cooldown_steps=trigger.cooldown_steps,
+        max_firings=trigger.max_firings,
+    )
+
+
+def _condition(trigger: Trigger, registered: RegisteredVector) -> ContextCondition | Reading:
+    if isinstance(trigger, ContextTrigger):
+        return ContextCondition(registered.contexts, _filled(trigger.min_match_tokens))
+    layer = _filled(trigger.layer)
+    if isinstance(trigger, SimilarityTrigger):
+        slots = registered.centroids[layer].slots
+        return Reading(TriggerKind.SIMILARITY, layer, slots, 0.0, _filled(trigger.min_cosine))
+    probe = registered.probes[layer]
+    return Reading(TriggerKind.PROBE, layer, (probe.slot,), probe.bias, _logit(_filled(trigger.threshold)))
+
+
+def _filled(value: _T | None) -> _T:
+    if value is None:
+        raise ValueError("a default is missing that admission has seen")
+    return value
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability) - math.log1p(-probability)

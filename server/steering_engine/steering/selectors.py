@@ -1,4 +1,4 @@
-"""Where a rule acts: a `Selector` resolved against a prompt's length.
+"""Where a rule acts: a `Selector` resolved against a prompt.
 
 Rows are numbered from the prompt's start: prompt position i is row i, step j is row P - 1 + j of a prompt of P tokens
 (see `steering_spec.steering` for the convention). The last prompt row belongs to both phases, so a clause of either
@@ -10,25 +10,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steering_spec import Clause, Phase, Positions, Selector
+from steering_spec import Clause, Phase, Positions, Selector, TokenSet
+
+_NO_TOKEN = -1
 
 
 @dataclass(frozen=True, slots=True)
 class RowSet:
-    """Explicit rows and half-open windows of rows, `end=None` being open."""
+    """Explicit rows, half-open windows of rows (`end=None` being open), and rows by their own token.
+
+    Attributes:
+        rows: Rows one by one.
+        windows: Windows of rows.
+        tokens: Own tokens of rows; they count from `tokens_from` on.
+        tokens_from: First row whose own token is looked at.
+    """
 
     rows: frozenset[int]
     windows: tuple[tuple[int, int | None], ...]
+    tokens: frozenset[int] = frozenset()
+    tokens_from: int = 0
 
-    def __contains__(self, row: int) -> bool:
-        return row in self.rows or any(
-            start <= row and (end is None or row < end) for start, end in self.windows
+    def contains(self, row: int, token: int) -> bool:
+        """Whether a row with this own token is in the set."""
+        return (
+            row in self.rows
+            or any(start <= row and (end is None or row < end) for start, end in self.windows)
+            or (token in self.tokens and row >= self.tokens_from)
         )
 
-    def first(self, at_least: int = 0) -> int | None:
-        """The first row of the set that is not before `at_least`, or None."""
-        starts = [row for row in self.rows if row >= at_least]
-        starts += [max(start, at_least) for start, end in self.windows if end is None or end > at_least]
+    def first(self) -> int | None:
+        """The first row that may be in the set, or None."""
+        starts = [*self.rows, *(start for start, end in self.windows if end is None or end > start)]
+        if self.tokens:
+            starts.append(self.tokens_from)
         return min(starts, default=None)
 
 
@@ -41,14 +56,17 @@ class ResolvedSelector:
     generation: RowSet
     excluded: RowSet
 
-    def selects_prompt_row(self, row: int) -> bool:
-        """Whether a prompt clause chooses this row; triggers have no say in it."""
-        return row in self.prompt and row not in self.excluded
+    def selects_prompt_row(self, row: int, token: int = _NO_TOKEN) -> bool:
+        """Whether a prompt clause chooses this row; triggers have no say in it.
 
-    def selects_step(self, step: int) -> bool:
-        """Whether a generation clause chooses this step."""
+        `token` is the row's own one. It decides nothing but whether the row of step 0 is excluded by it.
+        """
+        return self.prompt.contains(row, _NO_TOKEN) and not self.excluded.contains(row, token)
+
+    def selects_step(self, step: int, token: int = _NO_TOKEN) -> bool:
+        """Whether a generation clause chooses this step, whose own token is `token` (the one just before)."""
         row = self.prompt_length - 1 + step
-        return row in self.generation and row not in self.excluded
+        return self.generation.contains(row, token) and not self.excluded.contains(row, token)
 
     def first_row(self) -> int | None:
         """The first row that may be steered, or None; a lower bound, since exclusions are not looked into."""
@@ -56,39 +74,47 @@ class ResolvedSelector:
         return min(starts, default=None)
 
 
-def resolve_selector(selector: Selector, prompt_length: int) -> ResolvedSelector:
-    """Resolves negative prompt positions and turns steps into rows.
+def resolve_selector(selector: Selector, prompt_ids: Sequence[int]) -> ResolvedSelector:
+    """Resolves negative prompt positions and tokens of the prompt, and turns steps into rows.
 
     Args:
         selector: One that `steering_spec.request_violations` found nothing wrong with.
-        prompt_length: Tokens of the prompt, at least 1.
+        prompt_ids: Tokens of the prompt, at least one.
     """
     of_phase = {phase: [c for c in selector.include if c.phase is phase] for phase in Phase}
     return ResolvedSelector(
-        prompt_length=prompt_length,
-        prompt=_rows(of_phase[Phase.PROMPT], prompt_length),
-        generation=_rows(of_phase[Phase.GENERATION], prompt_length),
-        excluded=_rows(selector.exclude, prompt_length),
+        prompt_length=len(prompt_ids),
+        prompt=_rows(of_phase[Phase.PROMPT], prompt_ids),
+        generation=_rows(of_phase[Phase.GENERATION], prompt_ids),
+        excluded=_rows(selector.exclude, prompt_ids),
     )
 
 
-def _rows(clauses: Sequence[Clause], prompt_length: int) -> RowSet:
+def _rows(clauses: Sequence[Clause], prompt_ids: Sequence[int]) -> RowSet:
+    length = len(prompt_ids)
     rows: set[int] = set()
     windows: list[tuple[int, int | None]] = []
+    tokens: set[int] = set()
     for clause in clauses:
         in_prompt = clause.phase is Phase.PROMPT
-        offset = 0 if in_prompt else prompt_length - 1
-        if isinstance(clause.predicate, Positions):
+        offset = 0 if in_prompt else length - 1
+        predicate = clause.predicate
+        if isinstance(predicate, Positions):
             rows.update(
-                position + prompt_length if in_prompt and position < 0 else position + offset
-                for position in clause.predicate.positions
+                position + length if in_prompt and position < 0 else position + offset
+                for position in predicate.positions
             )
-            continue
-        start, end = (0, None) if clause.predicate is None else (clause.predicate.start, clause.predicate.end)
-        if in_prompt:
-            start = start + prompt_length if start < 0 else start
-            end = prompt_length if end is None else end + prompt_length if end < 0 else end
-            windows.append((start, min(end, prompt_length)))
+        elif isinstance(predicate, TokenSet) and in_prompt:
+            wanted = frozenset(predicate.ids)
+            rows.update(row for row, token in enumerate(prompt_ids) if token in wanted)
+        elif isinstance(predicate, TokenSet):
+            tokens.update(predicate.ids)
         else:
-            windows.append((start + offset, None if end is None else end + offset))
-    return RowSet(frozenset(rows), tuple(windows))
+            start, end = (0, None) if predicate is None else (predicate.start, predicate.end)
+            if in_prompt:
+                start = start + length if start < 0 else start
+                end = length if end is None else end + length if end < 0 else end
+                windows.append((start, min(end, length)))
+            else:
+                windows.append((start + offset, None if end is None else end + offset))
+    return RowSet(frozenset(rows), tuple(windows), frozenset(tokens), length - 1)
