@@ -80,10 +80,11 @@ def packed_forward(model: Any, implementation: str, layout: PackedLayout) -> Ite
 def register() -> None:
     """Makes the function known to transformers under `NAME`; safe to call again."""
     AttentionInterface.register(NAME, per_request_attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _mask)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, packed_mask)
 
 
-def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+def packed_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """No mask for packed forwards, whose attention keeps the requests apart itself; else that of `sdpa`."""
     return None if _layout.get() else sdpa_mask(*args, **kwargs)
 
 

@@ -29,6 +29,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -47,22 +48,27 @@ from transformers.generation.continuous_batching.requests import (
     RequestState,
     RequestStatus,
 )
+from transformers.generation.continuous_batching.utils import stream_context
 
 from steering_engine.blocks import SteeringHooks
-from steering_engine.engine import attention, sampling, stable_experts
+from steering_engine.engine import attention, cuda_attention, sampling, stable_experts
 from steering_engine.engine.limits import PAGE_TOKENS, EngineLimits
 from steering_engine.engine.run import Run
 from steering_engine.engine.salt import salted_ids
 from steering_engine.engine.stability import AlignedActivations, row_tile, unstable_reason
 from steering_engine.errors import EngineStoppedError, ModelError, NotFiniteError
 from steering_engine.loading import LoadedModel
-from steering_engine.steering.forward import BatchPlan
+from steering_engine.steering.forward import BatchPlan, ForwardPlan
+from steering_engine.steering.resident import ResidentPlan
 from steering_spec import Token
 
 # Short enough for one cache page each, so that the trial fits into any cache and leaves nothing to share in it.
 _TRIAL_PROMPTS = (3, 11)
 _TRIAL_TOKENS = 3
 _PAGED_EAGER = "paged|eager"
+_GRAPH_ROWS = 64  # graphs are captured for multiples of this many rows
+_GRAPH_SIZES = 4  # and for this many sizes of what they read of the cache
+_LEAST_GRAPH_KEYS = 2048
 _TRIAL_TOLERANCE = {True: 1e-5, False: 3e-2}  # by whether the model runs in float32; BLOOM differs by 1e-4
 
 
@@ -139,8 +145,10 @@ class _Runner(ModelRunner):  # type: ignore[misc]
     implementation: str
     tile: int
     activations: AlignedActivations
+    resident: ResidentPlan | None
+    graph_rows: int
+    static_scores: torch.Tensor | None
     scores: torch.Tensor
-    output_ids: torch.Tensor
 
     def compute_batch(self, model: torch.nn.Module, batch_data: dict[str, Any]) -> None:
         plan = BatchPlan()
@@ -160,22 +168,40 @@ class _Runner(ModelRunner):  # type: ignore[misc]
                 if future.has_new_token:
                     self.runs.append(state.run)
             offset += future.query_length
-        forward = plan.upload(model.device) if plan else None  # type: ignore[arg-type]
-        self.hooks.plan = forward
         layout = attention.PackedLayout(offset, tuple(ends), self.tile)
         if self.tile:
             for name in ("input_ids", "position_ids", "logits_indices"):
                 rows = batch_data[name]
                 batch_data[name] = pad(rows, (0, -rows.shape[-1] % self.tile))
-        try:
-            with attention.packed_forward(model, self.implementation, layout), self._stable(model):
-                super().compute_batch(model, batch_data)
-        finally:
-            self.hooks.plan = None
-        answers = forward.answers() if forward is not None else {}
-        for run, stop in steered:
-            run.rows_done(stop, answers.get(run.key, {}))
-        self._draw()
+        with stream_context(self.inputs_and_outputs.compute_stream):
+            forward = self._loaded(plan)
+            if self.graph_rows:
+                # Only a bound for the kernel; a graph for each of its values would be a graph for nothing.
+                longest = self.cache.max_tokens_read
+                for lengths in (batch_data["max_length_k"], self.inputs_and_outputs.max_length_k):
+                    lengths.update(dict.fromkeys(lengths, longest))
+            self.hooks.plan = forward
+            try:
+                with attention.packed_forward(model, self.implementation, layout), self._stable(model):
+                    super().compute_batch(model, batch_data)
+            finally:
+                self.hooks.plan = None
+            answers = forward.answers() if forward is not None else {}
+            for run, stop in steered:
+                run.rows_done(stop, answers.get(run.key, {}))
+            self._draw()
+
+    def _loaded(self, plan: BatchPlan) -> ForwardPlan | ResidentPlan | None:
+        """The plan on the device; a captured graph looks at its buffers even if there is nothing in them."""
+        if self.resident is not None:
+            self.resident.load(plan)
+            return self.resident
+        return plan.upload(self.cache.device) if plan else None
+
+    def _get_forward_fn(self, use_block_table: bool) -> tuple[Any, bool]:
+        # Prefill is bound by arithmetic, gains nothing from a graph, and would need one for every size.
+        forward, graph = super()._get_forward_fn(use_block_table)
+        return forward, graph and self.inputs_and_outputs.num_q_tokens <= self.graph_rows
 
     @contextmanager
     def _stable(self, model: Any) -> Iterator[None]:
@@ -186,12 +212,17 @@ class _Runner(ModelRunner):  # type: ignore[misc]
         with self.activations, stable_experts.whole_tiles(model.config.get_text_config()):
             yield
 
-    def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
+    def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:  # noqa: ARG002 -- the library's signature
         # Tokens are drawn when the forward is over: what it decided of the steering has to be known before.
-        self.scores, self.output_ids = scores, output_ids
+        # The ids are written to the same place then, so what is given here is not needed.
+        if self.static_scores is None:
+            self.scores = scores[0]
+        else:  # a replayed graph writes where its capture did
+            self.static_scores[: scores.shape[1]].copy_(scores[0])
+            self.scores = self.static_scores
 
     def _draw(self) -> None:
-        scores, output_ids = self.scores, self.output_ids
+        scores, output_ids = self.scores, self.inputs_and_outputs.output_ids
         count = len(self.runs)
         if count == 0:  # rows of the trial, or none that predicts a token
             return
@@ -199,7 +230,7 @@ class _Runner(ModelRunner):  # type: ignore[misc]
         settings = [run.request.sampling for run in self.runs]
         temperature = torch.tensor([s.temperature for s in settings], device=device)
         probabilities = sampling.token_probabilities(
-            scores[0, :count],
+            scores[:count],
             temperature,
             torch.tensor([s.top_k for s in settings], device=device),
             torch.tensor([s.top_p for s in settings], device=device),
@@ -281,7 +312,10 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
                 max_batch_tokens=limits.max_batch_tokens,
                 max_requests_per_batch=min(limits.max_concurrent_requests, limits.max_batch_tokens),
                 use_async_batching=False,
-                use_cuda_graph=False,
+                use_cuda_graph=self._graph_rows() > 0,
+                q_padding_interval_size=_GRAPH_ROWS,
+                # A graph for each; of more, and so finer, sizes each step would read less padding.
+                kv_padding_interval_size=max(_LEAST_GRAPH_KEYS, limits.cache_tokens // _GRAPH_SIZES),
                 return_logprobs=True,
             ),
         )
@@ -291,9 +325,33 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             # For packed forwards alone; scoring, recording and the trial's ordinary forwards need the model's own.
             self.model.set_attn_implementation("eager")
         self._try_model()
+        self._capture_graphs()
+
+    def _graph_rows(self) -> int:
+        """Rows of the largest forward that runs as a captured graph; 0 when none does.
+
+        Raises:
+            ModelError: Graphs are asked for and can't be had.
+        """
+        wanted = self._limits.cuda_graphs
+        if wanted is False:
+            return 0
+        reason = cuda_attention.unsupported_reason(self._loaded)
+        if reason is None and find_spec("triton") is None:
+            reason = "Triton is not installed"
+        if reason is None:
+            rows = min(self._limits.max_concurrent_requests, self._limits.max_batch_tokens)
+            return -(-rows // _GRAPH_ROWS) * _GRAPH_ROWS
+        if wanted:
+            raise ModelError(f"{type(self._loaded.model).__name__} can't be run in CUDA graphs: {reason}")
+        return 0
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
-        """Per-request attention on a CPU; elsewhere what the library chooses."""
+        """Per-request attention on a CPU and, where its kernel serves the model, on CUDA; else the library's choice."""
+        if cuda_attention.unsupported_reason(self._loaded) is None:
+            cuda_attention.register()
+            model.set_attn_implementation(cuda_attention.NAME)
+            return
         if model.device.type == "cpu" and model.config._attn_implementation in ("sdpa", attention.NAME):  # noqa: SLF001
             attention.register()
             model.set_attn_implementation(attention.NAME)
@@ -328,6 +386,15 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         runner.implementation = self.model.config._attn_implementation  # noqa: SLF001
         runner.tile = self._tile()
         runner.activations = AlignedActivations(self.model)
+        runner.graph_rows = self._graph_rows()
+        runner.resident, runner.static_scores = None, None
+        if runner.graph_rows:
+            device = cache.device
+            blocks = self.model.config.get_text_config().num_hidden_layers
+            runner.resident = ResidentPlan(blocks, cache.max_batch_tokens, device)
+            head = self.model.get_output_embeddings()
+            size = (processor.cb_config.max_requests_per_batch, head.weight.shape[0])
+            runner.static_scores = torch.zeros(size, dtype=torch.float32, device=device)
         processor.model_runner = runner
         return processor
 
@@ -389,7 +456,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             processor.inputs_and_outputs.output_ids.zero_()  # the trial's tokens are all 0
             self._generation_step()
             names = [future.state.request_id for future in futures if future.has_new_token]
-            for name, scores in zip(names, processor.model_runner.scores[0], strict=False):
+            for name, scores in zip(names, processor.model_runner.scores, strict=False):
                 ids = torch.tensor([histories[name]], device=self.model.device)
                 ordinary = self.model(ids, use_cache=False).logits[0, -1]
                 likeness = cosine_similarity(scores.double(), ordinary.double(), dim=0).item()
@@ -399,6 +466,28 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
                     )
                 histories[name].append(0)
             processor.update_batch()
+
+    @torch.no_grad()
+    def _capture_graphs(self) -> None:
+        """Captures every graph that decoding can need, so that no request ever waits for one.
+
+        Raises:
+            RuntimeError: A graph could not be captured.
+        """
+        processor = self.batch_processor
+        runner, inputs = processor.model_runner, processor.inputs_and_outputs
+        if not runner.graph_rows:
+            return
+        keys = processor.cb_config.kv_padding_interval_size
+        lengths = [0, *range(keys, processor.cache.max_tokens_read + keys, keys)]
+        for rows in range(_GRAPH_ROWS, runner.graph_rows + 1, _GRAPH_ROWS):
+            for length in lengths:
+                runner.run_one_warmup(self.model, rows, min(length, processor.cache.max_tokens_read))
+                if inputs.get_graph() is None:
+                    raise RuntimeError(
+                        f"the graph of {rows} rows and {length} cached tokens can't be captured"
+                    )
+        processor.cache.reset()
 
     def enqueue(self, run: Run) -> None:
         """Hands a run to the thread.

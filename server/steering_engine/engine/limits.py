@@ -28,6 +28,8 @@ class EngineLimits:
         default_max_tokens: Tokens generated when a request does not say how many.
         deterministic: A seeded request gives the same tokens with bit-equal log-probabilities alone and in any batch.
             None means where it is possible: on a CPU in float32.
+        cuda_graphs: Forwards of few rows (decoding) are captured once and replayed. None means where it is possible: on
+            a CUDA device in bfloat16 or float16.
     """
 
     max_concurrent_requests: int = 128
@@ -36,6 +38,7 @@ class EngineLimits:
     cache_tokens: int = 32_768
     default_max_tokens: int = 256
     deterministic: bool | None = None
+    cuda_graphs: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_concurrent_requests", "max_batch_tokens", "cache_tokens", "default_max_tokens"):
