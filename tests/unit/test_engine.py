@@ -41,8 +41,8 @@ from steering_spec import (
     SteeringAct,
     SteeringRule,
     SteeringSpec,
-    TriggerKind,
     StreamDelta,
+    TriggerKind,
 )
 from tests.support.models import save_tiny_model
 from tests.support.vectors import random_vector
