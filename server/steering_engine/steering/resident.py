@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from steering_engine.steering.forward import FIRST_QUESTION, BatchPlan, Entries, Question, read_answers
+from steering_engine.steering.ops import Effect
 from steering_engine.steering.state import Answer
 from steering_engine.steering.table import DirectionTable
 from steering_spec import TriggerKind
@@ -58,39 +59,35 @@ class ResidentPlan:
         self._gates = torch.ones(FIRST_QUESTION + most, dtype=torch.int32, device=device)
         self._values = torch.zeros(most, dtype=torch.float32, device=device)
         self._questions: list[Question] = []
+        self._loaded_entries = _Entries([], [], [])
+        self._loaded_asked = _Asked([], [0], [], [])
 
     def load(self, plan: BatchPlan) -> None:
-        """Takes the steering of the next forward.
+        """Takes the steering of the next forward; what is on the device already is not sent again.
 
         Raises:
             ValueError: Its questions compare with more centroids than the buffers hold.
         """
         order = sorted(range(len(plan.questions)), key=lambda n: _place(plan.questions[n]))
-        questions = [plan.questions[number] for number in order]
-        slots = [slot for question in questions for slot in question.reading.slots]
-        if len(slots) > _MAX_QUESTION_SLOTS:
-            raise ValueError(f"{len(slots)} centroids in one forward; at most {_MAX_QUESTION_SLOTS} fit")
         gate_of = {FIRST_QUESTION + number: FIRST_QUESTION + place for place, number in enumerate(order)}
-        self._questions = questions
-        self._slots.write(slots)
-        self._slot_starts.write([0, *accumulate(len(question.reading.slots) for question in questions)])
-        self._question_numbers.write([_numbers(question) for question in questions])
-        self._question_starts.write(self._starts([_place(question) for question in questions]))
-        self._load_entries(plan.entries, gate_of)
-
-    def _load_entries(self, by_block: Mapping[int, Entries], gate_of: Mapping[int, int]) -> None:
-        numbers: list[tuple[int, int, int]] = []
-        effects: list[tuple[float, ...]] = []
-        places: list[tuple[int, int]] = []
-        for block in sorted(by_block):
-            entries = by_block[block]
-            gates = [gate_of.get(gate, gate) for gate in entries.gates]
-            numbers += zip(entries.slots, gates, entries.exclusive, strict=True)
-            effects += entries.effects
-            places += [(block, row) for row in entries.rows]
-        self._entries.write(numbers)
-        self._effects.write(effects)
-        self._entry_starts.write(self._starts(places))
+        self._questions = [plan.questions[number] for number in order]
+        entries = _entries(plan.entries, gate_of)
+        if entries != self._loaded_entries:
+            self._entries.write(entries.numbers)
+            self._effects.write(entries.effects)
+            self._entry_starts.write(self._starts(entries.places))
+            self._loaded_entries = entries
+        asked = _asked(self._questions)
+        if asked != self._loaded_asked:
+            if len(asked.slots) > _MAX_QUESTION_SLOTS:
+                raise ValueError(
+                    f"{len(asked.slots)} centroids in one forward; at most {_MAX_QUESTION_SLOTS} fit"
+                )
+            self._slots.write(asked.slots)
+            self._slot_starts.write(asked.slot_starts)
+            self._question_numbers.write(asked.numbers)
+            self._question_starts.write(self._starts(asked.places))
+            self._loaded_asked = asked
 
     def _starts(self, places: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Where the items of each block and row begin, `[blocks, rows + 1]`, items being sorted by both."""
@@ -135,6 +132,43 @@ class ResidentPlan:
             return {}
         gates = self._gates[FIRST_QUESTION : FIRST_QUESTION + count]
         return read_answers(self._questions, gates.bool().tolist(), self._values[:count].tolist())
+
+
+class _Entries(NamedTuple):
+    """All entries of a forward, by block and row: their numbers for the kernel, and where they belong."""
+
+    numbers: list[tuple[int, int, int]]
+    effects: list[Effect]
+    places: list[tuple[int, int]]
+
+
+class _Asked(NamedTuple):
+    """All questions of a forward, by block and row: their slots and numbers for the kernel, and where they belong."""
+
+    slots: list[int]
+    slot_starts: list[int]
+    numbers: list[tuple[float, float, float]]
+    places: list[tuple[int, int]]
+
+
+def _entries(by_block: Mapping[int, Entries], gate_of: Mapping[int, int]) -> _Entries:
+    found = _Entries([], [], [])
+    for block in sorted(by_block):
+        entries = by_block[block]
+        gates = [gate_of.get(gate, gate) for gate in entries.gates] if gate_of else entries.gates
+        found.numbers.extend(zip(entries.slots, gates, entries.exclusive, strict=True))
+        found.effects.extend(entries.effects)
+        found.places.extend((block, row) for row in entries.rows)
+    return found
+
+
+def _asked(questions: Sequence[Question]) -> _Asked:
+    return _Asked(
+        [slot for question in questions for slot in question.reading.slots],
+        [0, *accumulate(len(question.reading.slots) for question in questions)],
+        [_numbers(question) for question in questions],
+        [_place(question) for question in questions],
+    )
 
 
 def _place(question: Question) -> tuple[int, int]:
