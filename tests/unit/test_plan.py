@@ -227,21 +227,6 @@ class TestApplying:
         assert not BatchPlan()
 
 
-class TestTable:
-    def test_slots_keep_their_directions_while_the_table_grows(self) -> None:
-        table = DirectionTable(2, 4, torch.device("cpu"))
-        torch.manual_seed(0)
-        directions = [torch.randn(4) for _ in range(40)]
-        slots = [table.add(1, direction) for direction in directions]
-        assert slots == list(range(40))
-        assert torch.equal(table.directions(1, torch.tensor(slots)), torch.stack(directions))
-
-    def test_blocks_have_tables_of_their_own(self) -> None:
-        table = DirectionTable(2, 4, torch.device("cpu"))
-        assert table.add(0, torch.ones(4)) == table.add(1, torch.full((4,), 2.0)) == 0
-        assert torch.equal(table.directions(1, torch.tensor([0])), torch.full((1, 4), 2.0))
-
-
 @pytest.fixture
 def hooks(loaded: LoadedModel, table: DirectionTable) -> Iterator[SteeringHooks]:
     hooks = SteeringHooks(find_blocks(loaded.model), table)
