@@ -25,7 +25,7 @@ from steering_spec.request import (
     PromptText,
     SamplingParams,
 )
-from steering_spec.resources import ModelInfo, VectorInfo, VectorLayer
+from steering_spec.resources import ModelInfo, VectorCentroids, VectorInfo, VectorLayer, VectorProbe
 from steering_spec.steering import (
     Ablate,
     Add,
@@ -84,9 +84,11 @@ __all__ = [
     "Trigger",
     "TriggerKind",
     "Usage",
+    "VectorCentroids",
     "VectorFacts",
     "VectorInfo",
     "VectorLayer",
+    "VectorProbe",
     "VectorRef",
     "Violation",
     "ViolationKind",

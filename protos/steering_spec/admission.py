@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from steering_spec import limits
 from steering_spec.naming import VectorRef
@@ -36,11 +36,21 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class VectorFacts:
-    """What admission needs to know of a loaded vector."""
+    """What admission needs to know of a loaded vector.
+
+    Attributes:
+        sha256: Digest of the file.
+        layers: Blocks with a direction.
+        context_count: Recorded pivot contexts.
+        probes: Blocks with a probe, each with the file's threshold, or None where it has none.
+        centroids: Blocks with centroids, each with the file's least cosine, or None where it has none.
+    """
 
     sha256: str
     layers: tuple[int, ...]
     context_count: int
+    probes: Mapping[int, float | None] = field(default_factory=dict)
+    centroids: Mapping[int, float | None] = field(default_factory=dict)
 
 
 def request_violations(

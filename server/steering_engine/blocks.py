@@ -10,6 +10,7 @@ from torch import nn
 
 from steering_engine.errors import ModelError
 from steering_engine.steering.forward import ForwardPlan
+from steering_engine.steering.resident import ResidentPlan
 from steering_engine.steering.table import DirectionTable
 
 
@@ -61,12 +62,12 @@ class SteeringHooks:
         ]
 
     @property
-    def plan(self) -> ForwardPlan | None:
+    def plan(self) -> ForwardPlan | ResidentPlan | None:
         """What this thread's next forward does."""
         return getattr(self._of_thread, "plan", None)
 
     @plan.setter
-    def plan(self, plan: ForwardPlan | None) -> None:
+    def plan(self, plan: ForwardPlan | ResidentPlan | None) -> None:
         self._of_thread.plan = plan
 
     def _steer(self, block: int, output: Any) -> Any:

@@ -5,6 +5,7 @@ EngineError
 ├── VectorFileError        a vector file that is wrong; `.problems` says everything that is
 │   └── VectorMismatchError    a sound vector file that was made for another model
 ├── VectorExistsError      a name that is loaded with another file
+├── VectorTableFullError   a vector for whose rows there is no room
 ├── NotFiniteError         a request's logits are not finite, most often because it is steered too strongly
 └── EngineStoppedError     the engine stopped (or failed) before the request was done
 """
@@ -37,6 +38,27 @@ class VectorMismatchError(VectorFileError):
 
 class VectorExistsError(EngineError):
     """A name that is already loaded with another file."""
+
+
+class VectorTableFullError(EngineError):
+    """A vector for whose rows there is no room; nothing of it is loaded.
+
+    Attributes:
+        block: The block where most rows are lacking.
+        needed: Rows that the vector needs there.
+        free: Rows that are free there.
+        total: Rows that there are for vectors.
+    """
+
+    def __init__(self, block: int, *, needed: int, free: int, total: int) -> None:
+        self.block = block
+        self.needed = needed
+        self.free = free
+        self.total = total
+        super().__init__(
+            f"the vector needs {needed} of block {block}'s rows, and {free} of {total} are free; "
+            "a larger vector_table_bytes makes room"
+        )
 
 
 class NotFiniteError(EngineError):

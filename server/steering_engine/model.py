@@ -58,7 +58,8 @@ class SteeredModel:
 
     def __init__(self, loaded: LoadedModel, name: str, limits: EngineLimits) -> None:
         self.loaded = loaded
-        table = DirectionTable(loaded.block_count, loaded.hidden_size, loaded.device)
+        rows = limits.vector_rows(loaded.block_count, loaded.hidden_size)
+        table = DirectionTable(loaded.block_count, loaded.hidden_size, loaded.device, rows)
         self.vectors = VectorRegistry(loaded, table)
         self.info = _describe(loaded, name, limits)
         self.engine: Engine = ContinuousEngine(loaded, table, limits)

@@ -59,6 +59,9 @@ def serve(
             "(float32 on a CPU). Where that is possible, unless said otherwise.",
         ),
     ] = None,
+    vector_table_bytes: Annotated[
+        int | None, _option("--vector-table-bytes", "Memory that loaded vectors may take.", min=1)
+    ] = None,
     max_queued: Annotated[
         int, _option("--max-queued", "Unfinished requests above which new ones are refused.", min=1)
     ] = defaults.DEFAULT_MAX_QUEUED,
@@ -90,6 +93,7 @@ def serve(
             cache_tokens=cache_tokens,
             default_max_tokens=default_max_tokens,
             deterministic=deterministic,
+            vector_table_bytes=vector_table_bytes,
             max_queued=max_queued,
             grace_seconds=grace,
             insecure=insecure,

@@ -31,6 +31,7 @@ class ServerConfig:
         cache_tokens: Tokens that the KV cache holds.
         default_max_tokens: Tokens generated when a request does not say how many.
         deterministic: Seeded requests give the same bits in any batch; None means where that is possible.
+        vector_table_bytes: Memory of the device that loaded vectors may take.
         max_queued: Unfinished requests, decoding or waiting, above which new ones are refused.
         stream_buffer: Deltas that a stream's reader may fall behind before its stream is ended.
         grace_seconds: Time that running requests get to finish when the server stops.
@@ -51,6 +52,7 @@ class ServerConfig:
     cache_tokens: int | None = None
     default_max_tokens: int | None = None
     deterministic: bool | None = None
+    vector_table_bytes: int | None = None
     max_queued: int = DEFAULT_MAX_QUEUED
     stream_buffer: int = DEFAULT_STREAM_BUFFER
     grace_seconds: float = DEFAULT_GRACE_SECONDS
@@ -83,6 +85,7 @@ class ServerConfig:
             "max-context": self.max_context,
             "cache-tokens": self.cache_tokens,
             "default-max-tokens": self.default_max_tokens,
+            "vector-table-bytes": self.vector_table_bytes,
             "max-queued": self.max_queued,
             "stream-buffer": self.stream_buffer,
         }

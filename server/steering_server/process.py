@@ -50,6 +50,7 @@ def load_model(config: ServerConfig) -> SteeredModel:
         "cache_tokens": config.cache_tokens,
         "default_max_tokens": config.default_max_tokens,
         "deterministic": config.deterministic,
+        "vector_table_bytes": config.vector_table_bytes,
     }
     model = SteeredModel.load(
         resolve_model(config.model),

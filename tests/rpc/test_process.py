@@ -196,5 +196,6 @@ def test_help_names_every_variable_and_needs_no_torch() -> None:
         "MAX_QUEUED",
         "INSECURE",
         "DETERMINISTIC",
+        "VECTOR_TABLE_BYTES",
     ):
         assert f"STEERING_SERVER_{name}" in run.stdout

@@ -253,6 +253,7 @@ def test_reasons_are_unique_and_stable() -> None:
         "SLOW_READER",
         "VECTOR_EXISTS",
         "VECTOR_FOR_ANOTHER_MODEL",
+        "VECTOR_TABLE_FULL",
     ]
 
 

@@ -216,3 +216,15 @@ def test_without_a_directory_paths_do_not_apply(model_folder: Path) -> None:
     with LiveServer(model_folder) as server, server.channel() as channel:
         refused = load_failure(Stub(channel), path="v1.safetensors")
     assert (refused.code, refused.fields) == (grpc.StatusCode.FAILED_PRECONDITION, ["path"])
+
+
+def test_a_vector_without_room_is_refused_and_those_before_stay(model_folder: Path, folder: Path) -> None:
+    one_row = 4 * 3 * 32  # float32, blocks, width
+    with LiveServer(model_folder, vector_table_bytes=2 * one_row) as server, server.channel() as channel:
+        stub = Stub(channel)
+        data = [(folder / f"v{number}.safetensors").read_bytes() for number in (0, 3)]  # both at block 0
+        stub.LoadVector(vector_pb2.LoadVectorRequest(name="vectors/first", safetensors=data[0]))
+        refused = load_failure(stub, safetensors=data[1])
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "VECTOR_TABLE_FULL")
+        assert "the vector needs 1 of block 0's rows, and 0 of 1 are free" in refused.message
+        assert names(stub.ListVectors(vector_pb2.ListVectorsRequest())) == ["vectors/first"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from steering_engine.loading import LoadedModel
 from steering_engine.vectors.file import save_vector
-from steering_engine.vectors.schema import SteeringVector, VectorMetadata
+from steering_engine.vectors.schema import Probe, SteeringVector, VectorMetadata
 
 
 def random_vector(
@@ -23,9 +23,24 @@ def random_vector(
     strength: float = 4.0,
     contexts: Sequence[Sequence[int]] = (),
     min_match: int = 1,
+    probes: Mapping[int, tuple[torch.Tensor, float]] | None = None,
+    centroids: Mapping[int, torch.Tensor] | None = None,
     **metadata: Any,
 ) -> SteeringVector:
-    """A vector with a random unit direction at each block."""
+    """A vector with a random unit direction at each block.
+
+    Args:
+        loaded: The model that it is for.
+        name: Its name.
+        blocks: Blocks with a direction.
+        seed: Other seeds give other directions.
+        strength: Calibrated strength at block 0; each later block has 1 more.
+        contexts: Recorded contexts.
+        min_match: Shortest match of a context.
+        probes: Weight `[hidden]` and bias by block; thresholds go into `probe_threshold={block: 0.5}`.
+        centroids: Centroids `[k, hidden]` by block; the least cosines go into `centroid_min_cosine={block: 0.9}`.
+        metadata: Fields of the metadata, in place of the defaults.
+    """
     generator = torch.Generator().manual_seed(seed)
     directions = {}
     for block in blocks:
@@ -48,7 +63,13 @@ def random_vector(
         "licence": "Apache-2.0",
         **metadata,
     }
-    return SteeringVector(VectorMetadata.model_validate(values), directions, tuple(map(tuple, contexts)))
+    return SteeringVector(
+        VectorMetadata.model_validate(values),
+        directions,
+        tuple(map(tuple, contexts)),
+        {block: Probe(weight, bias) for block, (weight, bias) in (probes or {}).items()},
+        dict(centroids or {}),
+    )
 
 
 def save_random_vector(

@@ -76,7 +76,7 @@ def varlen_attention(
     keys, values = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
     window = kwargs.get("sliding_window")
     groups = {"enable_gqa": query.shape[1] != keys.shape[1]} if _NAMES_GROUPS else {}
-    output = varlen_attn(
+    output: Any = varlen_attn(
         query[0].transpose(0, 1),
         keys[0].transpose(0, 1),
         values[0].transpose(0, 1),

@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steering_engine.errors import ModelError
+from steering_engine.steering.table import DEFAULT_CAPACITY
 
 PAGE_TOKENS = 16
 """Tokens of one cache page; prefixes are shared in whole pages."""
 
+_DEFAULT_VECTOR_TABLE_BYTES = 1 << 30
 _LEAST_CACHE_TOKENS = 4 * PAGE_TOKENS  # what the trial at load needs
 
 
@@ -30,6 +32,8 @@ class EngineLimits:
             None means where it is possible: on a CPU in float32.
         cuda_graphs: Forwards of few rows (decoding) are captured once and replayed. None means where it is possible: on
             a CUDA device in bfloat16 or float16.
+        vector_table_bytes: Memory of the device for what loaded vectors are made of; a CPU's is taken as vectors are
+            loaded. None means 1 GiB, and at most 16,384 rows of each block.
     """
 
     max_concurrent_requests: int = 128
@@ -39,6 +43,7 @@ class EngineLimits:
     default_max_tokens: int = 256
     deterministic: bool | None = None
     cuda_graphs: bool | None = None
+    vector_table_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_concurrent_requests", "max_batch_tokens", "cache_tokens", "default_max_tokens"):
@@ -61,3 +66,19 @@ class EngineLimits:
         # One page stays free: a request whose length is a multiple of the page needs the next page for its last row.
         room = self.cache_tokens - PAGE_TOKENS
         return min(self.max_context_tokens or model_context, model_context, room)
+
+    def vector_rows(self, block_count: int, hidden_size: int) -> int:
+        """Rows of each block's vector table, the zero row among them.
+
+        Raises:
+            ModelError: `vector_table_bytes` is too small for the model.
+        """
+        bytes_per_row = 4 * block_count * hidden_size
+        if self.vector_table_bytes is None:
+            return max(2, min(DEFAULT_CAPACITY, _DEFAULT_VECTOR_TABLE_BYTES // bytes_per_row))
+        if self.vector_table_bytes < 2 * bytes_per_row:
+            raise ModelError(
+                f"vector_table_bytes is {self.vector_table_bytes}; expected at least {2 * bytes_per_row}, "
+                f"two rows of each of the model's {block_count} blocks"
+            )
+        return self.vector_table_bytes // bytes_per_row

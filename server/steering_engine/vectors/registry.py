@@ -1,4 +1,4 @@
-"""The registry of loaded vectors: names, digests, and the slots of their directions in the resident table."""
+"""The registry of loaded vectors: names, digests, and the slots of their rows in the resident table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from steering_engine.errors import VectorExistsError, VectorFileError, VectorMismatchError
+import torch
+
+from steering_engine.errors import (
+    VectorExistsError,
+    VectorFileError,
+    VectorMismatchError,
+    VectorTableFullError,
+)
 from steering_engine.loading import LoadedModel
 from steering_engine.steering.contexts import ContextIndex
 from steering_engine.steering.table import DirectionTable
@@ -16,23 +23,66 @@ from steering_engine.vectors.file import parse_vector
 from steering_engine.vectors.schema import SteeringVector
 from steering_spec import (
     InvalidRequestError,
+    VectorCentroids,
     VectorFacts,
     VectorInfo,
     VectorLayer,
+    VectorProbe,
     VectorRef,
     Violation,
     limits,
 )
 
 
+@dataclass(frozen=True, slots=True)
+class RegisteredProbe:
+    """A loaded probe at one block.
+
+    Attributes:
+        slot: Slot of its weight in the block's table.
+        bias: Added to the product of weight and residual stream.
+        threshold: Least probability that fires, as calibrated; None where the file has none.
+        auc: Area under the curve; None where the file has none.
+    """
+
+    slot: int
+    bias: float
+    threshold: float | None
+    auc: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredCentroids:
+    """Loaded centroids at one block.
+
+    Attributes:
+        slots: Slots of the centroids in the block's table, where they have unit length.
+        min_cosine: Least cosine that fires, as calibrated; None where the file has none.
+    """
+
+    slots: tuple[int, ...]
+    min_cosine: float | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RegisteredVector:
-    """A loaded vector: the file's content, its slot in the table of each block, and its contexts ready to match."""
+    """A loaded vector.
+
+    Attributes:
+        id: The name without `vectors/`.
+        vector: The file's content.
+        slots: Slot of the direction in the table of each block.
+        contexts: Its contexts, ready to match.
+        probes: Its probes by block, ascending.
+        centroids: Its centroids by block, ascending.
+    """
 
     id: str
     vector: SteeringVector
     slots: dict[int, int]
     contexts: ContextIndex
+    probes: dict[int, RegisteredProbe]
+    centroids: dict[int, RegisteredCentroids]
 
     @property
     def facts(self) -> VectorFacts:
@@ -41,6 +91,8 @@ class RegisteredVector:
             sha256=self.vector.sha256,
             layers=tuple(sorted(self.vector.directions)),
             context_count=len(self.vector.contexts),
+            probes={block: probe.threshold for block, probe in self.probes.items()},
+            centroids={block: centroids.min_cosine for block, centroids in self.centroids.items()},
         )
 
     @property
@@ -55,6 +107,9 @@ class RegisteredVector:
             "method",
             "calibrated_strength",
             "residual_norm",
+            "probe_threshold",
+            "probe_auc",
+            "centroid_min_cosine",
         }
         rest = metadata.model_dump(mode="json", by_alias=True, exclude=told)
         return VectorInfo(
@@ -71,6 +126,13 @@ class RegisteredVector:
             context_count=len(self.vector.contexts),
             min_match_tokens=metadata.context_min_match,
             metadata={key: json.dumps(value, sort_keys=True) for key, value in rest.items()},
+            probes=tuple(
+                VectorProbe(block, probe.threshold, probe.auc) for block, probe in self.probes.items()
+            ),
+            centroids=tuple(
+                VectorCentroids(block, len(centroids.slots), centroids.min_cosine)
+                for block, centroids in self.centroids.items()
+            ),
         )
 
 
@@ -109,6 +171,7 @@ class VectorRegistry:
             VectorFileError: The file is wrong, or has another digest; all problems at once.
             VectorMismatchError: The file was made for another model.
             VectorExistsError: The name is loaded with another file.
+            VectorTableFullError: There is no room for the vector; nothing of it is loaded.
             FileNotFoundError: There is no such file.
         """
         try:
@@ -133,10 +196,7 @@ class VectorRegistry:
                         "load the other file under another name"
                     )
                 return present.info
-            slots = {
-                block: self._table.add(block, direction) for block, direction in vector.directions.items()
-            }
-            registered = RegisteredVector(ref.id, vector, slots, ContextIndex(vector.contexts))
+            registered = _place(ref.id, vector, self._table)
             self._vectors = {**self._vectors, ref.id: registered}
         return registered.info
 
@@ -152,7 +212,7 @@ class VectorRegistry:
                 infos.append(self.load(path.stem, path))
             except VectorFileError as error:
                 errors.append(error)
-            except (InvalidRequestError, VectorExistsError, OSError) as error:
+            except (InvalidRequestError, VectorExistsError, VectorTableFullError, OSError) as error:
                 errors.append(VectorFileError(path.name, [str(error)]))
         return infos, errors
 
@@ -169,6 +229,40 @@ class VectorRegistry:
             problems.append("its contexts were recorded with another tokenizer")
         if problems:
             raise VectorMismatchError(origin, problems)
+
+
+def _place(vector_id: str, vector: SteeringVector, table: DirectionTable) -> RegisteredVector:
+    """Puts the rows of a vector into the table, all or none: by block its direction, its probe, its centroids."""
+    contexts = ContextIndex(vector.contexts)  # before rows are taken, which nothing may fail after
+    rows: dict[int, list[torch.Tensor]] = {}
+    for block, direction in vector.directions.items():
+        rows.setdefault(block, []).append(direction)
+    for block, probe in vector.probes.items():
+        rows.setdefault(block, []).append(probe.weight)
+    for block, centroids in vector.centroids.items():
+        rows.setdefault(block, []).extend(_unit_rows(centroids))
+    placed = table.add_all({block: torch.stack(of_block) for block, of_block in rows.items()})
+    left = {block: iter(slots) for block, slots in placed.items()}
+    metadata = vector.metadata
+    # The same order as above, so that each takes the slots of its own rows.
+    slots = {block: next(left[block]) for block in vector.directions}
+    probes = {
+        block: RegisteredProbe(
+            next(left[block]), probe.bias, metadata.probe_threshold.get(block), metadata.probe_auc.get(block)
+        )
+        for block, probe in sorted(vector.probes.items())
+    }
+    centroids_of = {
+        block: RegisteredCentroids(tuple(left[block]), metadata.centroid_min_cosine.get(block))
+        for block in sorted(vector.centroids)
+    }
+    return RegisteredVector(vector_id, vector, slots, contexts, probes, centroids_of)
+
+
+def _unit_rows(centroids: torch.Tensor) -> torch.Tensor:
+    exact = centroids.double()
+    unit: torch.Tensor = exact / exact.norm(dim=1, keepdim=True)
+    return unit.float()
 
 
 def _read(path: Path) -> bytes:

@@ -1,8 +1,14 @@
 """The vector file's schema `steering.vector/1`: its metadata, and the vector in memory.
 
-Tensors of a file: `direction.{l}` float32 `[hidden]`, unit norm; optionally `context.ids` int32 `[n]` and
-`context.offsets` int64 `[m + 1]`, the recorded pivot contexts one after the other. Metadata are JSON texts, one for
-each field of `VectorMetadata`.
+Tensors of a file, `l` being a block:
+
+- `direction.{l}` float32 `[hidden]`, unit norm; at least one.
+- `probe.{l}.weight` float32 `[hidden]` and `probe.{l}.bias` float32 `[]`: a linear probe for pivotal steps.
+- `centroid.{l}` float32 `[k, hidden]`, 1 <= k <= 1024: residual streams of recorded pivots, of any length but zero.
+- `context.ids` int32 `[n]` and `context.offsets` int64 `[m + 1]`: the recorded pivot contexts one after the other.
+
+All but the directions are optional, and probes and centroids may be at blocks without a direction. Metadata are JSON
+texts, one for each field of `VectorMetadata`.
 """
 
 from __future__ import annotations
@@ -14,6 +20,8 @@ import torch
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 SCHEMA: Literal["steering.vector/1"] = "steering.vector/1"
+MAX_CENTROIDS = 1024
+"""Most centroids of a block."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -35,7 +43,12 @@ class HeldOutLift(BaseModel):
 
 
 class VectorMetadata(BaseModel):
-    """Everything that a vector file says about its directions; every field is checked when a file is read."""
+    """Everything that a vector file says about its tensors; every field is checked when a file is read.
+
+    `probe_threshold` and `probe_auc` are for blocks with a probe: the least probability that fires, and the area under
+    the curve on events that the probe was not made from. `centroid_min_cosine` is for blocks with centroids: the least
+    cosine that fires. A block may be missing from each.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,6 +65,15 @@ class VectorMetadata(BaseModel):
     method: Annotated[str, Field(min_length=1)]
     calibrated_strength: dict[int, Positive]
     residual_norm: dict[int, Positive]
+    probe_threshold: dict[int, Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    probe_auc: dict[int, Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    centroid_min_cosine: dict[int, Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
     context_min_match: Annotated[int, Field(ge=0)] = 0
     event_count: Annotated[int, Field(ge=0)] = 0
     split_half_cosine: dict[int, Annotated[float, Field(ge=-1.000001, le=1.000001)]] = Field(
@@ -65,6 +87,19 @@ class VectorMetadata(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """A linear probe of the residual stream h: a step is pivotal with the probability `sigmoid(weight . h + bias)`.
+
+    Attributes:
+        weight: `[hidden]` float32 (CPU).
+        bias: A float32 value; a file rounds any other.
+    """
+
+    weight: torch.Tensor
+    bias: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SteeringVector:
     """A steering vector in memory.
 
@@ -72,10 +107,14 @@ class SteeringVector:
         metadata: What the file says about it.
         directions: Unit direction `[hidden]` float32 (CPU) by block.
         contexts: Recorded pivot contexts, oldest id first.
+        probes: Probe for pivotal steps by block.
+        centroids: Centroids of recorded pivots `[k, hidden]` float32 (CPU) by block, as long as they are.
         sha256: Digest of the file; empty for a vector that was not read from one.
     """
 
     metadata: VectorMetadata
     directions: dict[int, torch.Tensor]
     contexts: tuple[tuple[int, ...], ...] = ()
+    probes: dict[int, Probe] = field(default_factory=dict)
+    centroids: dict[int, torch.Tensor] = field(default_factory=dict)
     sha256: str = field(default="")

@@ -21,6 +21,7 @@ from steering_engine.errors import (
     VectorExistsError,
     VectorFileError,
     VectorMismatchError,
+    VectorTableFullError,
 )
 from steering_server.errors import DrainingError, QueueFullError, SlowReaderError
 from steering_spec import InvalidRequestError, Violation, ViolationKind
@@ -42,6 +43,7 @@ STATUS: dict[type[Exception] | ViolationKind, tuple[grpc.StatusCode, str]] = {
     VectorFileError: (Code.INVALID_ARGUMENT, "INVALID_VECTOR_FILE"),
     VectorMismatchError: (Code.FAILED_PRECONDITION, "VECTOR_FOR_ANOTHER_MODEL"),
     VectorExistsError: (Code.ALREADY_EXISTS, "VECTOR_EXISTS"),
+    VectorTableFullError: (Code.RESOURCE_EXHAUSTED, "VECTOR_TABLE_FULL"),
     QueueFullError: (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
     SlowReaderError: (Code.RESOURCE_EXHAUSTED, "SLOW_READER"),
     DrainingError: (Code.UNAVAILABLE, "DRAINING"),
