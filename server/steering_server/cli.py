@@ -59,6 +59,22 @@ def serve(
             "(float32 on a CPU). Where that is possible, unless said otherwise.",
         ),
     ] = None,
+    cuda_graphs: Annotated[
+        bool | None,
+        _option(
+            "--cuda-graphs/--no-cuda-graphs",
+            "Decoding runs as captured CUDA graphs (bfloat16 or float16 on a CUDA device). Where that is possible, "
+            "unless said otherwise.",
+        ),
+    ] = None,
+    offload_gib: Annotated[
+        float | None,
+        _option(
+            "--offload-gib",
+            "Memory of the host, in GiB, for cached rows of requests that give way to others (CUDA devices only).",
+            min=0,
+        ),
+    ] = None,
     vector_table_bytes: Annotated[
         int | None, _option("--vector-table-bytes", "Memory that loaded vectors may take.", min=1)
     ] = None,
@@ -93,6 +109,8 @@ def serve(
             cache_tokens=cache_tokens,
             default_max_tokens=default_max_tokens,
             deterministic=deterministic,
+            cuda_graphs=cuda_graphs,
+            offload_gib=offload_gib,
             vector_table_bytes=vector_table_bytes,
             max_queued=max_queued,
             grace_seconds=grace,

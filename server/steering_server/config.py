@@ -31,6 +31,8 @@ class ServerConfig:
         cache_tokens: Tokens that the KV cache holds.
         default_max_tokens: Tokens generated when a request does not say how many.
         deterministic: Seeded requests give the same bits in any batch; None means where that is possible.
+        cuda_graphs: Decoding runs as captured CUDA graphs; None means where that is possible.
+        offload_gib: Memory of the host for cached rows of requests that give way to others.
         vector_table_bytes: Memory of the device that loaded vectors may take.
         max_queued: Unfinished requests, decoding or waiting, above which new ones are refused.
         stream_buffer: Deltas that a stream's reader may fall behind before its stream is ended.
@@ -52,6 +54,8 @@ class ServerConfig:
     cache_tokens: int | None = None
     default_max_tokens: int | None = None
     deterministic: bool | None = None
+    cuda_graphs: bool | None = None
+    offload_gib: float | None = None
     vector_table_bytes: int | None = None
     max_queued: int = DEFAULT_MAX_QUEUED
     stream_buffer: int = DEFAULT_STREAM_BUFFER

@@ -50,6 +50,8 @@ def load_model(config: ServerConfig) -> SteeredModel:
         "cache_tokens": config.cache_tokens,
         "default_max_tokens": config.default_max_tokens,
         "deterministic": config.deterministic,
+        "cuda_graphs": config.cuda_graphs,
+        "offload_gib": config.offload_gib,
         "vector_table_bytes": config.vector_table_bytes,
     }
     model = SteeredModel.load(

@@ -312,6 +312,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
                 max_batch_tokens=limits.max_batch_tokens,
                 max_requests_per_batch=min(limits.max_concurrent_requests, limits.max_batch_tokens),
                 use_async_batching=False,
+                cpu_offload_space=self._offload_gib(),
                 use_cuda_graph=self._graph_rows() > 0,
                 q_padding_interval_size=_GRAPH_ROWS,
                 # A graph for each; of more, and so finer, sizes each step would read less padding.
@@ -326,6 +327,19 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             self.model.set_attn_implementation("eager")
         self._try_model()
         self._capture_graphs()
+
+    def _offload_gib(self) -> float:
+        """Memory of the host for cached rows.
+
+        Raises:
+            ModelError: It is asked for where the cache is in that memory already.
+        """
+        asked = self._limits.offload_gib
+        if asked and self._loaded.device.type != "cuda":
+            raise ModelError(
+                "offload_gib needs a CUDA device; elsewhere the cache is in the host's memory already"
+            )
+        return asked
 
     def _graph_rows(self) -> int:
         """Rows of the largest forward that runs as a captured graph; 0 when none does.

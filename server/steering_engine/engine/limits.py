@@ -5,6 +5,7 @@ The library's own defaults size the cache by the machine's memory, which takes m
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from steering_engine.errors import ModelError
@@ -32,6 +33,8 @@ class EngineLimits:
             None means where it is possible: on a CPU in float32.
         cuda_graphs: Forwards of few rows (decoding) are captured once and replayed. None means where it is possible: on
             a CUDA device in bfloat16 or float16.
+        offload_gib: Pinned memory of the host, in GiB, for the cached rows of requests that give way to others; without
+            it they are computed again. CUDA devices only.
         vector_table_bytes: Memory of the device for what loaded vectors are made of; a CPU's is taken as vectors are
             loaded. None means 1 GiB, and at most 16,384 rows of each block.
     """
@@ -43,6 +46,7 @@ class EngineLimits:
     default_max_tokens: int = 256
     deterministic: bool | None = None
     cuda_graphs: bool | None = None
+    offload_gib: float = 0.0
     vector_table_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -51,6 +55,8 @@ class EngineLimits:
                 raise ModelError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.cache_tokens < _LEAST_CACHE_TOKENS:
             raise ModelError(f"cache_tokens is {self.cache_tokens}; expected at least {_LEAST_CACHE_TOKENS}")
+        if not 0 <= self.offload_gib < math.inf:
+            raise ModelError(f"offload_gib is {self.offload_gib}; expected 0 (none) or more")
         if self.max_context_tokens < 0:
             raise ModelError(
                 f"max_context_tokens is {self.max_context_tokens}; expected 0 (automatic) or more"
