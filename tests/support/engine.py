@@ -102,8 +102,8 @@ class Pieces:
 
 def engine_request(model: SteeredModel, spec: GenerationSpec, request_id: str) -> EngineRequest:
     """The engine's request for a spec, through end-of-sequence tokens."""
-    request = model._prepare(spec, streaming=False)
-    return replace(request, request_id=request_id, sampling=replace(request.sampling, stop_at_eos=False))
+    (request,) = model._requests(spec, request_id, streaming=False)
+    return replace(request, sampling=replace(request.sampling, stop_at_eos=False))
 
 
 async def engine_result(model: SteeredModel, request: EngineRequest) -> EngineChunk:

@@ -40,11 +40,10 @@ class TestEnds:
         assert (await model.generate(greedy(5, rule, tokens=5))).finish_reason is FinishReason.EOS
 
     async def test_end_tokens_can_be_passed_over(self, model: SteeredModel) -> None:
-        spec = greedy(5, SteeringRule("end"))
-        request = replace(model._prepare(spec, streaming=False), request_id="on and on")
-        request = replace(request, sampling=replace(request.sampling, stop_at_eos=False, max_tokens=4))
-        (chunk,) = [chunk async for chunk in model.engine.submit(request)]
-        assert [token.id for token in chunk.tokens] == [EOS] * 4
+        chunk = await engine_result(
+            model, engine_request(model, greedy(5, SteeringRule("end"), tokens=4), "on and on")
+        )
+        assert ids_of(chunk) == [EOS] * 4
         assert chunk.finish_reason is FinishReason.LENGTH
 
     async def test_a_stop_sequence_ends_the_completion_before_it(self, model: SteeredModel) -> None:
@@ -122,5 +121,5 @@ class TestEnds:
         facts = cramped.info.facts
         assert facts.max_context_tokens < facts.default_max_tokens
         spec = GenerationSpec(prompt(20), SamplingParams(temperature=0))
-        request = cramped._prepare(spec, streaming=False)
+        (request,) = cramped._requests(spec, "default", streaming=False)
         assert request.sampling.max_tokens == facts.max_context_tokens - 20
