@@ -9,41 +9,33 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from jinja2 import TemplateError
-
+from steering_engine.completions import GrowingCompletion
 from steering_engine.engine.base import Engine, EngineRequest, EngineStats, Sampling
 from steering_engine.engine.continuous import ContinuousEngine
 from steering_engine.engine.limits import EngineLimits
 from steering_engine.errors import EngineStoppedError
 from steering_engine.loading import LoadedModel, load_model
+from steering_engine.prompts import is_long, prompt_ids
 from steering_engine.steering.compile import compile_plan
 from steering_engine.steering.plan import SteeringPlan
 from steering_engine.steering.table import DirectionTable
 from steering_engine.vectors.registry import VectorRegistry
 from steering_spec import (
-    Chat,
     Completion,
     GenerationSpec,
     InvalidRequestError,
     ModelFacts,
     ModelInfo,
     Prompt,
-    PromptIds,
-    PromptText,
-    SteeringAct,
+    SamplingParams,
     StreamDelta,
-    Token,
-    Usage,
-    Violation,
     request_violations,
 )
 
 __all__ = ["EngineLimits", "SteeredModel"]
-
-_LONG_CHARACTERS = 20_000  # tokenized in about 10 ms
 
 
 class SteeredModel:
@@ -91,17 +83,27 @@ class SteeredModel:
         return cls(loaded, name or Path(source).resolve().name, limits or EngineLimits())
 
     async def generate(self, spec: GenerationSpec) -> Completion:
-        """Makes one completion. Raises what `stream` raises."""
+        """Makes one completion. Raises what `stream` raises, and ValueError for a spec that asks for several."""
+        if spec.sampling.n != 1:
+            raise ValueError(f"the spec asks for {spec.sampling.n} completions; `generate_many` makes them")
+        (completion,) = await self.generate_many(spec)
+        return completion
+
+    async def generate_many(self, spec: GenerationSpec) -> tuple[Completion, ...]:
+        """Makes all completions that a spec asks for, in the order of their seeds. Raises what `stream` raises."""
         async with aclosing(self._events(spec, streaming=False)) as events:
-            async for event in events:
-                if isinstance(event, Completion):
-                    return event
-        raise EngineStoppedError("the request was cancelled")
+            completions = [event async for event in events if isinstance(event, Completion)]
+        if len(completions) < spec.sampling.n:
+            raise EngineStoppedError("the request was cancelled")
+        return tuple(sorted(completions, key=lambda completion: completion.index))
 
     async def stream(self, spec: GenerationSpec) -> AsyncGenerator[StreamDelta | Completion, None]:
-        """Makes one completion, yielding what is new at every step; the last item is the whole completion.
+        """Makes the completions that a spec asks for, yielding what is new at every step.
 
-        Close the iterator (`contextlib.aclosing`) to stop early; that frees the request's row at the next step.
+        Each completion is yielded whole when it ends, after its last delta; `index` says of either which completion it
+        is. Completion i draws with seed + i, and their prompt is computed once.
+
+        Close the iterator (`contextlib.aclosing`) to stop early; that frees the request's rows at the next step.
 
         Raises:
             InvalidRequestError: The request can't be run; raised before the first item, with everything wrong at once.
@@ -116,74 +118,70 @@ class SteeredModel:
         self, spec: GenerationSpec, *, streaming: bool
     ) -> AsyncGenerator[StreamDelta | Completion, None]:
         accepted = time.perf_counter()
-        if _is_long(spec.prompt):  # tokenizing takes long then, and nobody else should wait for it
-            request = await asyncio.to_thread(self._prepare, spec, streaming=streaming)
+        # Callers may reuse their ids; the engine's must be unique.
+        number = next(self._counter)
+        own_id = f"{spec.request_id}#{number}" if spec.request_id else f"request-{number}"
+        if is_long(spec.prompt):  # tokenizing takes long then, and nobody else should wait for it
+            requests = await asyncio.to_thread(self._requests, spec, own_id, streaming=streaming)
         else:
-            request = self._prepare(spec, streaming=streaming)
-        plan = request.plan
-        tokens: list[Token] = []
-        acts: list[SteeringAct] = []
-        texts: list[str] = []
-        first_token = 0.0
-        finish = None
-        submitted = time.perf_counter()
-        async with aclosing(self.engine.submit(request)) as chunks:
-            async for chunk in chunks:
-                first_token = submitted - accepted + (chunk.first_token_seconds or 0.0)
-                tokens += chunk.tokens
-                acts += chunk.acts
-                texts.append(chunk.text)
-                finish = chunk.finish_reason
-                yield StreamDelta(chunk.text, chunk.tokens, chunk.acts if spec.steering_trace else ())
-        if finish is None:
-            return
-        yield Completion(
-            text="".join(texts),
-            tokens=tuple(tokens),
-            finish_reason=finish,
-            usage=Usage(
-                prompt_tokens=len(request.prompt_ids),
-                generated_tokens=len(tokens),
-                steered_rows=len({_row(act, len(request.prompt_ids)) for act in acts}),
-                first_token_seconds=first_token,
-                total_seconds=time.perf_counter() - accepted,
-            ),
-            seed=request.sampling.seed,
-            request_id=spec.request_id or request.request_id,
-            applied_steering=None if plan is None else plan.applied,
-            acts=tuple(acts) if spec.steering_trace else (),
-        )
+            requests = self._requests(spec, own_id, streaming=streaming)
+        completions = [
+            GrowingCompletion(
+                spec, request, index=index, request_id=spec.request_id or own_id, accepted=accepted
+            )
+            for index, request in enumerate(requests)
+        ]
+        async with aclosing(self.engine.submit_many(requests)) as chunks:
+            async for index, chunk in chunks:
+                yield completions[index].add(chunk)
+                if chunk.finish_reason is not None:
+                    yield completions[index].finish(chunk.finish_reason)
 
-    def _prepare(self, spec: GenerationSpec, *, streaming: bool) -> EngineRequest:
+    def _requests(self, spec: GenerationSpec, own_id: str, *, streaming: bool) -> list[EngineRequest]:
+        """What the engine is asked for, one request for each completion."""
         facts = self.info.facts
         faults = request_violations(spec, facts, self.vectors.facts)
-        prompt_ids: tuple[int, ...] = ()
+        ids: tuple[int, ...] = ()
         if not any(re.match(r"(text|tokens|chat)\b", fault.field) for fault in faults):
             # A sound prompt is tokenized whatever else is wrong, so that everything comes back in one answer.
-            prompt_ids = self.prompt_ids(spec.prompt)
-            faults = request_violations(spec, facts, self.vectors.facts, prompt_ids)
+            ids = self.prompt_ids(spec.prompt)
+            faults = request_violations(spec, facts, self.vectors.facts, ids)
         if faults:
             raise InvalidRequestError(faults)
-        sampling = spec.sampling
-        room = facts.max_context_tokens - len(prompt_ids)
-        return EngineRequest(
-            # Callers may reuse their ids; the engine's must be unique.
-            request_id=f"{spec.request_id}#{next(self._counter)}"
-            if spec.request_id
-            else f"request-{next(self._counter)}",
-            prompt_ids=prompt_ids,
-            sampling=Sampling(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k or 0,
-                max_tokens=sampling.max_tokens or min(facts.default_max_tokens, room),
-                seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-                stop=sampling.stop,
-                min_p=sampling.min_p,
-            ),
-            plan=self._plan(spec, prompt_ids),
+        sampling = self._sampling(spec.sampling, room=facts.max_context_tokens - len(ids))
+        first = EngineRequest(
+            request_id=own_id,
+            prompt_ids=ids,
+            sampling=sampling,
+            plan=self._plan(spec, ids),
             streaming=streaming,
-            banned_first_ids=sampling.banned_first_ids,
+            banned_first_ids=spec.sampling.banned_first_ids,
+        )
+        others = (
+            replace(
+                first,
+                request_id=f"{own_id}.{index}",
+                sampling=replace(sampling, seed=_seed(sampling.seed + index)),
+            )
+            for index in range(1, spec.sampling.n)
+        )
+        return [first, *others]
+
+    def _sampling(self, asked: SamplingParams, room: int) -> Sampling:
+        return Sampling(
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            top_k=asked.top_k or 0,
+            max_tokens=asked.max_tokens or min(self.info.facts.default_max_tokens, room),
+            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+            stop=asked.stop,
+            min_p=asked.min_p,
+            min_tokens=asked.min_tokens,
+            repetition_penalty=asked.repetition_penalty,
+            presence_penalty=asked.presence_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            logit_bias=asked.logit_bias,
+            top_logprobs=asked.top_logprobs,
         )
 
     def _plan(self, spec: GenerationSpec, prompt_ids: tuple[int, ...]) -> SteeringPlan | None:
@@ -191,39 +189,13 @@ class SteeredModel:
             return None
         return compile_plan(spec.steering, self.vectors, prompt_ids)
 
-    def prompt_ids(self, prompt: PromptText | PromptIds | Chat) -> tuple[int, ...]:
+    def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """The token ids of a prompt; text is tokenized as it stands, chat is rendered by the model's template.
 
         Raises:
             InvalidRequestError: The prompt has no tokens, or the template refuses the messages.
         """
-        if isinstance(prompt, PromptIds):
-            return prompt.ids
-        tokenizer = self.loaded.tokenizer
-        field = "text"
-        if isinstance(prompt, PromptText):
-            ids = tokenizer(prompt.text)["input_ids"]
-        else:
-            field = "chat.messages"
-            ids = self._chat_ids(prompt)
-        if not ids:
-            raise InvalidRequestError([Violation(field, "the prompt has no tokens")])
-        return tuple(ids)
-
-    def _chat_ids(self, chat: Chat) -> list[int]:
-        messages = [{"role": message.role, "content": message.content} for message in chat.messages]
-        options: dict[str, Any] = (
-            {"continue_final_message": True} if chat.final_message_open else {"add_generation_prompt": True}
-        )
-        try:
-            encoded = self.loaded.tokenizer.apply_chat_template(
-                messages, tokenize=True, return_dict=True, **options
-            )
-        except (TemplateError, ValueError, TypeError) as error:
-            fault = Violation("chat.messages", f"the model's chat template refuses them: {error}")
-            raise InvalidRequestError([fault]) from error
-        ids: list[int] = encoded["input_ids"]
-        return ids
+        return prompt_ids(self.loaded.tokenizer, prompt)
 
     def stats(self) -> EngineStats:
         """The load now and the counts since start."""
@@ -234,9 +206,9 @@ class SteeredModel:
         await self.engine.close()
 
 
-def _row(act: SteeringAct, prompt_length: int) -> int:
-    # The last prompt row is step 0 too, so a rule of each phase may name it in its own way.
-    return act.prompt_position or 0 if act.step is None else prompt_length - 1 + act.step
+def _seed(number: int) -> int:
+    """A seed as the engine takes it: after the largest of 64 bits with a sign comes the smallest."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _describe(loaded: LoadedModel, name: str, limits: EngineLimits) -> ModelInfo:
@@ -255,12 +227,3 @@ def _describe(loaded: LoadedModel, name: str, limits: EngineLimits) -> ModelInfo
         config_digest=loaded.config_digest,
         tokenizer_digest=loaded.tokenizer_digest,
     )
-
-
-def _is_long(prompt: Prompt) -> bool:
-    if isinstance(prompt, PromptIds):
-        return False
-    texts = (
-        [prompt.text] if isinstance(prompt, PromptText) else [message.content for message in prompt.messages]
-    )
-    return sum(map(len, texts)) > _LONG_CHARACTERS

@@ -39,9 +39,9 @@ def _byte_characters() -> dict[int, str]:
     }
 
 
-def deltas(ids: list[int], *stop: str, tokenizer: Any = TOKENIZER) -> list[str]:
+def deltas(ids: list[int], *stop: str, tokenizer: Any = TOKENIZER, min_tokens: int = 0) -> list[str]:
     """What comes out at each token, and at the end."""
-    stream = TextStream(tokenizer, stop)
+    stream = TextStream(tokenizer, stop, min_tokens)
     return [*(stream.feed(token_id) for token_id in ids), stream.finish()]
 
 
@@ -147,6 +147,59 @@ class TestStop:
             out += stream.feed(token_id)
             assert stop not in out
         assert (text + stop).startswith(out + stop)
+
+
+class TestStopsFromSomeTokenOn:
+    def test_an_earlier_stop_is_text_like_any_other_and_is_never_held_back(self) -> None:
+        assert deltas(ids_of("ENDxENDy"), "END", min_tokens=3) == ["E", "N", "D", "x", "", "", "", "", ""]
+        assert "".join(deltas(ids_of("ENDxENDy"), "END", min_tokens=3)) == "ENDx"
+
+    def test_a_stop_that_began_in_earlier_text_is_none(self) -> None:
+        assert deltas(ids_of("aENDb"), "END", min_tokens=2) == ["a", "E", "N", "D", "b", ""]
+        assert deltas(ids_of("aENDb"), "END", min_tokens=1) == ["a", "", "", "", "", ""]
+
+    def test_a_stop_may_be_all_of_the_first_token_that_counts(self) -> None:
+        tokenizer = word_tokenizer("say", "stop", "!")
+        assert deltas([2, 2, 3], "stop", tokenizer=tokenizer, min_tokens=1) == ["stop", "", "", ""]
+
+    def test_a_character_belongs_to_the_token_that_makes_it_whole(self) -> None:
+        # Three of its four bytes come before; its last one is the first token that counts.
+        assert deltas(ids_of("a🙂b"), "🙂", min_tokens=4) == ["a", "", "", "", "", "", ""]
+        assert deltas(ids_of("a🙂b"), "🙂", min_tokens=5) == ["a", "", "", "", "🙂", "b", ""]
+
+    def test_what_waited_comes_out_at_the_end(self) -> None:
+        assert deltas(ids_of("ENEN"), "END", min_tokens=2) == ["E", "N", "", "", "EN"]
+
+    @given(
+        st.text("abc", max_size=30),
+        st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3),
+        st.integers(0, 32),
+    )
+    @settings(max_examples=500)
+    def test_the_text_is_the_earlier_text_and_then_everything_before_the_first_stop(
+        self, text: str, stops: list[str], min_tokens: int
+    ) -> None:
+        early, late = text[:min_tokens], text[min_tokens:]
+        expected = early + "".join(deltas(ids_of(late), *stops))
+        found = deltas(ids_of(text), *stops, min_tokens=min_tokens)
+        assert "".join(found) == expected
+        assert found[: len(early)] == list(early)
+
+    @given(st.text("ab🙂é", max_size=20), st.text("ab🙂é", min_size=1, max_size=3), st.integers(0, 30))
+    def test_no_part_of_a_stop_that_counts_ever_gets_out_and_no_character_is_split(
+        self, text: str, stop: str, min_tokens: int
+    ) -> None:
+        stream = TextStream(TOKENIZER, (stop,), min_tokens)
+        out, counted = "", 0
+        for number, token_id in enumerate(ids_of(text + stop)):
+            new = stream.feed(token_id)
+            assert "�" not in new
+            out += new
+            if number < min_tokens:
+                counted = len(out)
+            assert stop not in out[counted:]
+        assert stream.stopped or len(out) + len(stream.finish()) == len(text + stop)
+        assert (text + stop).startswith(out)
 
 
 def word_tokenizer(*words: str) -> Any:

@@ -6,7 +6,7 @@ the rollouts of discovery and the tests all speak to this protocol, so what serv
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,14 @@ class Sampling:
         stop: Generation ends before the first of these texts.
         stop_at_eos: False generates through end-of-sequence tokens (benchmarks).
         min_p: Keep tokens at least this share as likely as the most likely one; 0 keeps all.
+        min_tokens: Before so many tokens no end-of-sequence token is drawn (unless generation goes through them) and no
+            stop sequence is looked for.
+        repetition_penalty: Positive logits of tokens in prompt or completion are divided by it, others multiplied; 1 is
+            off.
+        presence_penalty: Taken off the logits of tokens that the completion holds; 0 is off.
+        frequency_penalty: The same, times how often the completion holds them; 0 is off.
+        logit_bias: Pairs of id and what is added to its logit; of several for an id the last one counts.
+        top_logprobs: Most likely alternatives that are told with each token; 0 tells none.
     """
 
     temperature: float
@@ -37,6 +45,17 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_at_eos: bool = True
     min_p: float = 0.0
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int = 0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's logit depends on which tokens are there already."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +130,25 @@ class Engine(Protocol):
             NotFiniteError: The request's logits are not finite.
             Exception: Whatever the request's own `until` raised.
             EngineStoppedError: The engine stopped before the request was done.
+        """
+        ...
+
+    def submit_many(self, requests: Sequence[EngineRequest]) -> AsyncGenerator[tuple[int, EngineChunk], None]:
+        """Starts completions of one prompt, which is computed once for all of them; yields chunks as they come.
+
+        Each has the tokens that it would have alone, and may be cancelled alone by its id. Closing the iterator ends
+        them all, and so does an error of any of them.
+
+        Args:
+            requests: At least one. They may differ in their ids, their seeds, `until` and `streaming`, and in nothing
+                else.
+
+        Yields:
+            The place of a completion in `requests`, and a chunk of it. The iterator ends after the last chunk of each.
+
+        Raises:
+            ValueError: The requests differ in more than they may, two have the same id, or what `submit` refuses.
+            Exception: What `submit` raises.
         """
         ...
 

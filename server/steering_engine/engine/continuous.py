@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 
 from steering_engine.blocks import SteeringHooks, find_blocks
 from steering_engine.engine.base import EngineChunk, EngineRequest, EngineStats
-from steering_engine.engine.library import BatchManager
+from steering_engine.engine.library import BatchManager, child_key
 from steering_engine.engine.limits import EngineLimits
 from steering_engine.engine.run import Run
 from steering_engine.engine.text import TextStream
 from steering_engine.errors import ModelError
 from steering_engine.loading import LoadedModel
 from steering_engine.steering.table import DirectionTable
+
+_SEEDS = 1 << 63  # as many on either side of 0
 
 
 class ContinuousEngine:
@@ -53,43 +57,97 @@ class ContinuousEngine:
 
     async def submit(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """See `Engine.submit`."""
-        self._check(request)
+        async with aclosing(self.submit_many((request,))) as chunks:
+            async for _, chunk in chunks:
+                yield chunk
+
+    async def submit_many(
+        self, requests: Sequence[EngineRequest]
+    ) -> AsyncGenerator[tuple[int, EngineChunk], None]:
+        """See `Engine.submit_many`."""
+        self._check(requests)
+        ready = asyncio.Event()
+        families = self._families(requests, ready)
+        going_on = dict(enumerate((run, family) for family in families for run in family))
+        for run, _ in going_on.values():
+            self._runs[run.key] = self._running[run.request.request_id] = run
+        try:
+            for family in families:
+                self._manager.enqueue(family)
+            while going_on:
+                await ready.wait()
+                ready.clear()
+                for index, (run, family) in list(going_on.items()):
+                    if not (run.done or run.request.streaming):
+                        continue
+                    chunk = run.take()
+                    self._generated += len(chunk.tokens)
+                    # Not `run.done`: it may have finished since this chunk was taken, and then another one is due.
+                    if chunk.finish_reason is not None or run.cancelled:
+                        del going_on[index]
+                        self._forget(run, family)
+                    if chunk.tokens:
+                        yield index, chunk
+        finally:
+            for run, _ in going_on.values():
+                run.cancelled = run.finish_reason is None
+            for run, family in going_on.values():
+                self._forget(run, family)
+
+    def _families(self, requests: Sequence[EngineRequest], ready: asyncio.Event) -> list[tuple[Run, ...]]:
+        """The runs of the requests, in their order: those in one family share the computation of their prompt."""
+        if len(requests[0].prompt_ids) == 1:
+            # Nothing is left to share of such a prompt: its only row gives the first token.
+            return [(self._run(request, self._key(request), ready),) for request in requests]
+        first = self._run(requests[0], self._key(requests[0]), ready)
+        first.copies = len(requests) - 1
+        others = (
+            self._run(request, child_key(first.key, number), ready)
+            for number, request in enumerate(requests[1:])
+        )
+        return [(first, *others)]
+
+    def _key(self, request: EngineRequest) -> str:
         # The library takes new requests and cancellations at the same moment, so an id that was cancelled and is used
         # again at once would be cancelled again. Its own ids are never used twice.
-        key = f"{request.request_id}#{next(self._counter)}"
-        text = TextStream(self._loaded.tokenizer, request.sampling.stop)
-        run = Run(request, key, text, asyncio.get_running_loop())
-        self._runs[key] = self._running[request.request_id] = run
-        try:
-            self._manager.enqueue(run)
-            while True:
-                await run.ready.wait()
-                run.ready.clear()
-                chunk = run.take()
-                self._generated += len(chunk.tokens)
-                if chunk.tokens:
-                    yield chunk
-                # Not `run.done`: the run may have finished since this chunk was taken, and then another one is due.
-                if chunk.finish_reason is not None or run.cancelled:
-                    return
-        finally:
-            del self._runs[key], self._running[request.request_id]
-            self._steered += run.steered_rows
-            if run.finish_reason is None:
-                self._manager.cancel_request(key)
+        return f"{next(self._counter)}#{request.request_id}"
 
-    def _check(self, request: EngineRequest) -> None:
+    def _run(self, request: EngineRequest, key: str, ready: asyncio.Event) -> Run:
+        sampling = request.sampling
+        text = TextStream(self._loaded.tokenizer, sampling.stop, sampling.min_tokens)
+        return Run(request, key, text, asyncio.get_running_loop(), ready)
+
+    def _forget(self, run: Run, family: tuple[Run, ...]) -> None:
+        del self._runs[run.key], self._running[run.request.request_id]
+        self._steered += run.steered_rows
+        if run.finish_reason is None:
+            self._manager.cancel(run, family)
+
+    def _check(self, requests: Sequence[EngineRequest]) -> None:
         # What admission sees to for requests from outside; here because such a request would end the engine's thread.
-        if request.request_id in self._running:
-            raise ValueError(f"request id {request.request_id!r} is already running")
+        first, *others = requests
+        if any(_shared(other) != _shared(first) for other in others):
+            raise ValueError(
+                "completions of one prompt may differ in ids, seeds, `until` and `streaming`, and in nothing else"
+            )
+        ids = [request.request_id for request in requests]
+        for request_id in ids:
+            if request_id in self._running or ids.count(request_id) > 1:
+                raise ValueError(f"request id {request_id!r} is already running")
+        if not all(-_SEEDS <= request.sampling.seed < _SEEDS for request in requests):
+            raise ValueError(f"seeds must be in [{-_SEEDS}, {_SEEDS})")
         vocab_size = self._loaded.vocab_size
-        used = (*request.prompt_ids, *request.banned_first_ids)
-        if not request.prompt_ids or min(used) < 0 or max(used) >= vocab_size:
+        sampling = first.sampling
+        biased = (token_id for token_id, _ in sampling.logit_bias)
+        used = (*first.prompt_ids, *first.banned_first_ids, *biased)
+        if not first.prompt_ids or min(used) < 0 or max(used) >= vocab_size:
             raise ValueError(f"a prompt needs at least one id, and all ids must be in [0, {vocab_size})")
         room = self._limits.context_tokens(self._loaded.context_tokens)
-        asked = len(request.prompt_ids) + request.sampling.max_tokens
-        if request.sampling.max_tokens < 1 or asked > room:
+        asked = len(first.prompt_ids) + sampling.max_tokens
+        if sampling.max_tokens < 1 or asked > room:
             raise ValueError(f"prompt and completion together are {asked} tokens; at most {room} fit")
+        if sampling.top_logprobs < 0:
+            raise ValueError(f"top_logprobs is {sampling.top_logprobs}; expected 0 or more")
 
     def cancel(self, request_id: str) -> None:
         """See `Engine.cancel`."""
@@ -122,3 +180,9 @@ class ContinuousEngine:
         self._hooks.remove()
         if self._loaded.model.config._attn_implementation != self._attention:  # noqa: SLF001
             self._loaded.model.set_attn_implementation(self._attention)
+
+
+def _shared(request: EngineRequest) -> EngineRequest:
+    """What completions of one prompt have in common."""
+    sampling = replace(request.sampling, seed=0)
+    return replace(request, request_id="", sampling=sampling, until=None, streaming=False)

@@ -12,6 +12,8 @@ sentence when an upgrade moves one of them. The seams:
 - `ModelRunner._sample`: our sampler in place of the library's, with random numbers that belong to each request.
 - `RequestState.update_and_check_completion`: every accepted token, and the decision that a request is finished.
 - `RequestState.create_equivalent_initial_request`: how a request goes on after it had to give up its pages.
+- `RequestState.num_children` and the ids that `ContinuousBatchProcessor.update_batch` gives to copies of a request: the
+  prompt of several completions is computed once. `child_key` is such an id.
 - `Scheduler.block_new_requests`: stays set when the last active request is cancelled after a preemption.
 - `OutputRouter.deliver`: where failures of requests arrive.
 - `PagedAttentionCache.search_prefix_match` and `.mark_complete_blocks`: the two doors of prefix sharing. Both hash
@@ -27,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -51,12 +53,13 @@ from transformers.generation.continuous_batching.requests import (
 from transformers.generation.continuous_batching.utils import stream_context
 
 from steering_engine.blocks import SteeringHooks
-from steering_engine.engine import attention, cuda_attention, sampling, stable_experts
+from steering_engine.engine import attention, cuda_attention, stable_experts
 from steering_engine.engine.limits import PAGE_TOKENS, EngineLimits
 from steering_engine.engine.run import Run
 from steering_engine.engine.salt import salted_ids
+from steering_engine.engine.sampler import sample_batch
 from steering_engine.engine.stability import AlignedActivations, row_tile, unstable_reason
-from steering_engine.errors import EngineStoppedError, ModelError, NotFiniteError
+from steering_engine.errors import EngineStoppedError, ModelError
 from steering_engine.loading import LoadedModel
 from steering_engine.steering.forward import BatchPlan, ForwardPlan
 from steering_engine.steering.resident import ResidentPlan
@@ -72,30 +75,50 @@ _LEAST_GRAPH_KEYS = 2048
 _TRIAL_TOLERANCE = {True: 1e-5, False: 3e-2}  # by whether the model runs in float32; BLOOM differs by 1e-4
 
 
-class _State(RequestState):  # type: ignore[misc]  # the library has no types
-    """The library's state of a request, tied to our `Run`."""
+class _Family(dict[str, Run]):
+    """The runs that share a prompt, by key. The library copies states deeply; runs are what they are."""
 
-    run: Run
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Family:
+        return self
+
+
+class _State(RequestState):  # type: ignore[misc]  # the library has no types
+    """The library's state of a request, tied to our `Run`.
+
+    The library makes the states of completions that share a prompt out of the first one's: it copies it, or begins an
+    equal one anew, and then gives the new state its id. So a state finds its run by its id.
+    """
+
+    family: _Family
     eos_ids: frozenset[int]
 
     @classmethod
-    def of(cls, run: Run, eos_ids: frozenset[int]) -> _State:
-        request = run.request
+    def of(cls, family: Sequence[Run], eos_ids: frozenset[int]) -> _State:
+        request = family[0].request
         state = cls(
-            request_id=run.key,
+            request_id=family[0].key,
             initial_tokens=list(request.prompt_ids),
             max_new_tokens=request.sampling.max_tokens,
             eos_token_id=sorted(eos_ids) if request.sampling.stop_at_eos else -1,
+            num_children=family[0].copies,
         )
-        state.run, state.eos_ids = run, eos_ids if request.sampling.stop_at_eos else frozenset()
+        state.family = _Family((run.key, run) for run in family)
+        state.eos_ids = eos_ids if request.sampling.stop_at_eos else frozenset()
         return state
+
+    @property
+    def run(self) -> Run:
+        return self.family[self.request_id]
 
     def update_and_check_completion(self, token_id: int, logprob: float | None) -> bool:
         finished: bool = super().update_and_check_completion(token_id, None)
-        if self.run.failed:  # there was nothing to sample; the id means nothing
+        # Of a run that failed there was nothing to sample, and the id means nothing. One that was cancelled before the
+        # library knew its id would otherwise go on for ever.
+        if self.run.failed or self.run.cancelled:
             self.status = RequestStatus.FINISHED
             return True
-        if self.run.accept(Token(token_id, logprob or 0.0), token_id in self.eos_ids) and not finished:
+        token = Token(token_id, logprob or 0.0, self.run.alternatives)
+        if self.run.accept(token, token_id in self.eos_ids) and not finished:
             self.status = RequestStatus.FINISHED
             finished = True
         return finished
@@ -104,7 +127,7 @@ class _State(RequestState):  # type: ignore[misc]  # the library has no types
         # The library preempts a request by starting it again with its tokens as the prompt.
         state = super().create_equivalent_initial_request()
         state.__class__ = _State
-        state.run, state.eos_ids = self.run, self.eos_ids
+        state.family, state.eos_ids = self.family, self.eos_ids
         return state  # type: ignore[no-any-return]
 
 
@@ -118,6 +141,10 @@ class _SaltedCache(PagedAttentionCache):  # type: ignore[misc]
         if run is None:  # already cancelled; its steering is unknown here, so nothing may be shared
             return 0
         ids = salted_ids(prompt_ids, run.request.plan, PAGE_TOKENS, run.marks)
+        if run.copies:
+            # The library copies a request after a forward with all of its prompt's tokens but one; there has to be one
+            # for that forward.
+            ids = ids[:-1]
         matched: int = super().search_prefix_match(request_id, ids)
         return matched
 
@@ -142,6 +169,7 @@ class _Runner(ModelRunner):  # type: ignore[misc]
 
     hooks: SteeringHooks
     runs: list[Run]
+    eos_ids: frozenset[int]
     implementation: str
     tile: int
     activations: AlignedActivations
@@ -226,35 +254,10 @@ class _Runner(ModelRunner):  # type: ignore[misc]
         count = len(self.runs)
         if count == 0:  # rows of the trial, or none that predicts a token
             return
-        device = scores.device
-        settings = [run.request.sampling for run in self.runs]
-        temperature = torch.tensor([s.temperature for s in settings], device=device)
-        probabilities = sampling.token_probabilities(
-            scores[:count],
-            temperature,
-            torch.tensor([s.top_k for s in settings], device=device),
-            torch.tensor([s.top_p for s in settings], device=device),
-            torch.tensor([s.min_p for s in settings], device=device),
-        )
-        for row, run in enumerate(self.runs):
-            if run.request.banned_first_ids and run.step == 0:
-                banned = torch.tensor(run.request.banned_first_ids, device=device)
-                probabilities[row] = sampling.ban(probabilities[row], banned)
-        self._fail_rows_without_distribution(probabilities)
-        uniforms = torch.tensor([run.uniform() for run in self.runs], dtype=torch.float64, device=device)
-        ids, logprobs = sampling.draw(probabilities, temperature, uniforms)
+        ids, logprobs = sample_batch(scores[:count], self.runs, self.eos_ids)
         output_ids[0, :count].copy_(ids)
         # The library carries log-probabilities as the bits of a float32 in an int32 tensor.
         output_ids[1, :count].copy_(logprobs.view(torch.int32))
-
-    def _fail_rows_without_distribution(self, probabilities: torch.Tensor) -> None:
-        # An id out of range would end the engine for everybody, so such rows get any distribution at all.
-        broken = ~torch.isfinite(probabilities.sum(-1))
-        for row in broken.nonzero().flatten().tolist():
-            run = self.runs[row]
-            cause = "; its steering is too strong" if run.steered_rows else ""
-            run.fail(NotFiniteError(f"the logits of token {run.step} are not finite{cause}"))
-            probabilities[row] = 1.0 / probabilities.shape[-1]
 
 
 class _Router(OutputRouter):  # type: ignore[misc]
@@ -278,6 +281,11 @@ class _Router(OutputRouter):  # type: ignore[misc]
     def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
         for output in outputs:
             self.deliver(output)
+
+
+def child_key(key: str, number: int) -> str:
+    """The key of a run that begins as the copy of the one with the given key, once its prompt is computed."""
+    return f"{key}__child#{number}"
 
 
 class BatchLoad(NamedTuple):
@@ -396,7 +404,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             do_sample=True,
             return_logprobs=True,
         )
-        runner.hooks, runner.runs = self._hooks, []
+        runner.hooks, runner.runs, runner.eos_ids = self._hooks, [], self._eos_ids
         runner.implementation = self.model.config._attn_implementation  # noqa: SLF001
         runner.tile = self._tile()
         runner.activations = AlignedActivations(self.model)
@@ -503,18 +511,27 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
                     )
         processor.cache.reset()
 
-    def enqueue(self, run: Run) -> None:
-        """Hands a run to the thread.
+    def enqueue(self, family: Sequence[Run]) -> None:
+        """Hands runs that share the computation of their prompt to the thread; their keys are those of `child_key`.
 
         Raises:
             EngineStoppedError: The thread has stopped or is about to.
         """
-        self.input_queue.put(_State.of(run, self._eos_ids))
+        self.input_queue.put(_State.of(family, self._eos_ids))
         # Asked after the put: a thread that stops says so first and empties the queue then.
         refusal = self.background_thread_status.can_accept_new_requests()
         if refusal is not None:
             raise EngineStoppedError(refusal)
         self._wake_up_loop.set()
+
+    def cancel(self, run: Run, family: Sequence[Run]) -> None:
+        """Frees the row and the pages of a run that is done without having finished."""
+        first = family[0]
+        # The others depend on the first one until its first token; if it is not wanted itself, it ends with that token.
+        if run is not first or run.step > 0:
+            self.cancel_request(run.key)
+        if all(one.done for one in family):
+            self.cancel_request(first.key)
 
     def load(self) -> BatchLoad:
         """What is running and waiting, and how much of the cache is free."""

@@ -13,7 +13,7 @@ from steering_engine.engine.sampling import uniform
 from steering_engine.engine.text import TextStream
 from steering_engine.steering.forward import BatchPlan
 from steering_engine.steering.state import Answer, SteeringState
-from steering_spec import FinishReason, SteeringAct, Token
+from steering_spec import FinishReason, SteeringAct, Token, TokenLogprob
 
 
 class Run:
@@ -21,15 +21,31 @@ class Run:
 
     The engine's thread calls `plan_rows`, `rows_done`, `accept` and `fail`; the caller's event loop calls `take` and
     waits on `ready`.
+
+    Attributes:
+        copies: Other runs that begin as copies of this one when its prompt is computed.
+        occurrences: How often the completion holds an id, kept where penalties ask for it; ids that only the prompt
+            holds, where they count, are there with 0.
+        alternatives: What might have been drawn in place of the next token, where the request asks for it.
     """
 
     def __init__(
-        self, request: EngineRequest, key: str, text: TextStream, loop: asyncio.AbstractEventLoop
+        self,
+        request: EngineRequest,
+        key: str,
+        text: TextStream,
+        loop: asyncio.AbstractEventLoop,
+        ready: asyncio.Event,
     ) -> None:
         self.request = request
         self.key = key
         self.loop = loop
-        self.ready = asyncio.Event()
+        self.ready = ready
+        self.copies = 0
+        self.occurrences: dict[int, int] = {}
+        if request.sampling.repetition_penalty != 1:
+            self.occurrences = dict.fromkeys(request.prompt_ids, 0)
+        self.alternatives: tuple[TokenLogprob, ...] = ()
         self.cancelled = False
         self.finish_reason: FinishReason | None = None
         self.steered_rows = 0
@@ -64,6 +80,12 @@ class Run:
     def step(self) -> int:
         """Index of the next token."""
         return self._step
+
+    @property
+    def holds_back_ends(self) -> bool:
+        """Whether the next token can't be an end-of-sequence token."""
+        sampling = self.request.sampling
+        return sampling.stop_at_eos and self._step < sampling.min_tokens
 
     @property
     def marks(self) -> Mapping[int, int]:
@@ -102,6 +124,8 @@ class Run:
     def accept(self, token: Token, is_eos: bool) -> bool:
         """Takes the token of this step; returns whether the request is finished."""
         self._step += 1
+        if self.request.sampling.penalises:
+            self.occurrences[token.id] = self.occurrences.get(token.id, 0) + 1
         text = self._text.feed(token.id)
         reason = self._end(is_eos)
         if reason is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +22,69 @@ def uniform(seed: int, step: int) -> float:
     """The request's random number in [0, 1) for a step."""
     digest = hashlib.blake2b(struct.pack("<qq", seed, step), digest_size=8).digest()
     return float(int.from_bytes(digest, "little") >> (64 - _UNIFORM_BITS)) / float(1 << _UNIFORM_BITS)
+
+
+class Places(NamedTuple):
+    """Entries of logits `[rows, vocab]`: their rows and their token ids, `[n]` int64 each; no entry comes twice."""
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+
+
+def add_bias(logits: torch.Tensor, places: Places, bias: torch.Tensor) -> torch.Tensor:
+    """`l + bias`.
+
+    Args:
+        logits: `[rows, vocab]`.
+        places: The n entries that change.
+        bias: `[n]`.
+
+    Returns:
+        New logits; all other entries have their exact values.
+    """
+    return logits.index_put(places, logits[places] + bias)
+
+
+def penalise_repetition(logits: torch.Tensor, places: Places, penalty: torch.Tensor) -> torch.Tensor:
+    """`l / penalty` where l > 0, `l * penalty` elsewhere (Keskar et al. 2019, arXiv:1909.05858, as in transformers).
+
+    Args:
+        logits: `[rows, vocab]`.
+        places: The n entries of tokens that are in their row's prompt or completion.
+        penalty: `[n]`, above 0; 1 changes nothing.
+
+    Returns:
+        New logits; all other entries have their exact values.
+    """
+    values = logits[places]
+    return logits.index_put(places, torch.where(values > 0, values / penalty, values * penalty))
+
+
+def penalise_occurrences(
+    logits: torch.Tensor,
+    places: Places,
+    counts: torch.Tensor,
+    presence: torch.Tensor,
+    frequency: torch.Tensor,
+) -> torch.Tensor:
+    """`l - frequency * count - presence`; entries with a count of 0 keep their values.
+
+    Args:
+        logits: `[rows, vocab]`.
+        places: The n entries.
+        counts: `[n]` integers, how often the row's completion holds the token.
+        presence: `[n]`.
+        frequency: `[n]`.
+
+    Returns:
+        New logits; all other entries have their exact values.
+    """
+    return logits.index_put(places, logits[places] - frequency * counts - presence * (counts > 0))
+
+
+def hold_back(logits: torch.Tensor, places: Places) -> torch.Tensor:
+    """Logits `[rows, vocab]` with -infinity at the places: those tokens can't be drawn."""
+    return logits.index_put(places, logits.new_tensor(-torch.inf))
 
 
 def token_probabilities(
@@ -85,6 +149,23 @@ def ban(probabilities: torch.Tensor, banned_ids: torch.Tensor) -> torch.Tensor:
     allowed[banned_ids] = 0.0
     total = allowed.sum()
     return allowed / total if total > 0 else probabilities
+
+
+def most_likely(probabilities: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most likely tokens of a distribution `[vocab]`, most likely first, the lower id first among equals.
+
+    Args:
+        probabilities: `[vocab]` float64.
+        count: How many are asked for, at least 1; there are fewer when fewer have a probability above 0.
+
+    Returns:
+        Ids `[n]` int64, and the natural logarithm of their probabilities `[n]` float32; n is at most `count`.
+    """
+    least = probabilities.topk(min(count, len(probabilities))).values[-1]
+    # `topk` takes any of equals, so all that are as likely as the last one are looked at.
+    ids = ((probabilities >= least) & (probabilities > 0)).nonzero().flatten()
+    ordered, order = probabilities[ids].sort(descending=True, stable=True)
+    return ids[order[:count]], ordered[:count].log().float()
 
 
 def draw(

@@ -19,12 +19,23 @@ class TextStream:
     Bytes that are no character become U+FFFD, as in any decoding; at the very end of a completion they are dropped,
     because there they can't be told from a character that is not whole. The library's `DecodeStream` is no help here:
     it raises ("Invalid prefix") when a byte-fallback tokenizer is given a byte that is no character.
+
+    Stop sequences may count only from some token on. What is looked through is then the text that comes out with that
+    token and those after it: a character belongs to the token that makes it whole, and a stop sequence that began in
+    earlier text is none. Earlier text is never held back.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        """`tokenizer` is a fast tokenizer of transformers."""
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
+        """Begins a completion.
+
+        Args:
+            tokenizer: A fast tokenizer of transformers.
+            stop: Texts that end the completion.
+            min_tokens: Tokens before the first one whose text is looked through for them.
+        """
         self._backend = tokenizer.backend_tokenizer
         self._stop = tuple(stop)
+        self._tokens_without_stop = min_tokens
         # A window of ids is decoded at each step: the context, whose text is out and which decides how the next text
         # is joined (a leading space, say), and the ids after it.
         self._window: list[int] = []
@@ -37,7 +48,11 @@ class TextStream:
         """Takes one token; returns the text that is now final. Sets `stopped` when a stop sequence is complete."""
         if self.stopped:
             return ""
-        self._waiting += self._decode(token_id)
+        text = self._decode(token_id)
+        if self._tokens_without_stop > 0:
+            self._tokens_without_stop -= 1
+            return text
+        self._waiting += text
         ends = [at for text in self._stop if (at := self._waiting.find(text)) >= 0]
         if ends:
             self.stopped = True

@@ -1,0 +1,59 @@
+"""A request that goes wrong, and forwards beside the engine, are nobody else's business."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+
+from steering_engine.errors import NotFiniteError
+from steering_engine.model import SteeredModel
+from steering_spec import Selector, SteeringRule
+from tests.support.engine import busy, greedy, idle, prompt, together
+
+
+class TestNotFinite:
+    async def test_only_the_request_without_finite_logits_ends(self, model: SteeredModel) -> None:
+        # The longest request comes last, so the padding of the first one reaches over the keys of the second.
+        mine = [greedy(length, seed=length, tokens=20) for length in (8, 12, 90)]
+        alone = [await model.generate(spec) for spec in mine]
+        spoilt = greedy(9, SteeringRule("endless", 1000.0, selector=Selector.steps(6)), tokens=20)
+        results = await asyncio.gather(
+            *(model.generate(spec) for spec in [mine[0], spoilt, *mine[1:]]), return_exceptions=True
+        )
+        error = results.pop(1)
+        assert isinstance(error, NotFiniteError)
+        assert str(error) == "the logits of token 6 are not finite; its steering is too strong"
+        assert [getattr(result, "ids", result) for result in results] == [
+            completion.ids for completion in alone
+        ]
+
+    async def test_its_pages_spoil_nobody_after_it(self, cramped: SteeredModel, model: SteeredModel) -> None:
+        rule = SteeringRule("endless", 1000.0, selector=Selector.prompt_window(0))
+        for seed in range(4):
+            with pytest.raises(NotFiniteError):
+                await cramped.generate(greedy(60, rule, seed=seed))
+        await idle(cramped)
+        specs = [greedy(30, seed=seed, tokens=20) for seed in range(3)]
+        got, expected = await together(cramped, specs), await together(model, specs)
+        assert [completion.ids for completion in got] == [completion.ids for completion in expected]
+
+
+class TestOutside:
+    async def test_a_forward_beside_the_running_engine_is_not_steered(self, model: SteeredModel) -> None:
+        ids = torch.tensor([prompt(9).ids])
+
+        def forward() -> torch.Tensor:
+            with torch.no_grad():
+                logits: torch.Tensor = model.loaded.model(ids, use_cache=False).logits
+            return logits
+
+        expected = forward()
+        task = asyncio.create_task(model.generate(greedy(5, SteeringRule("one", 3.0), tokens=200)))
+        await busy(model)
+        seen = 0
+        while not task.done():
+            assert torch.equal(await asyncio.to_thread(forward), expected)
+            seen += 1
+        assert seen > 3
