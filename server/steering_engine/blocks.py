@@ -40,6 +40,41 @@ def find_blocks(model: Any) -> nn.ModuleList:
     return lists[outermost[0]]
 
 
+@torch.no_grad()
+def check_residual_stream(model: Any, blocks: nn.ModuleList) -> None:
+    """Sees that every block gives one residual stream, which is what is steered.
+
+    Raises:
+        ModelError: A block gives something else (several streams, or one of another width).
+    """
+    width = model.config.get_text_config().hidden_size
+    ids = torch.zeros(1, 3, dtype=torch.long, device=model.device)
+    found: dict[int, str] = {}
+
+    def look(index: int, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if not isinstance(hidden, torch.Tensor):
+            found[index] = type(hidden).__name__
+        elif hidden.shape != (1, 3, width):
+            found[index] = f"shape {list(hidden.shape)}"
+
+    handles = [
+        block.register_forward_hook(lambda _module, _args, output, index=index: look(index, output))
+        for index, block in enumerate(blocks)
+    ]
+    try:
+        model(ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        block, shape = min(found.items())
+        raise ModelError(
+            f"{type(model).__name__}: block {block} gives {shape}, expected a residual stream [1, 3, {width}]; "
+            "this architecture can't be steered"
+        )
+
+
 def _alike(modules: nn.ModuleList) -> bool:
     return len({type(module) for module in modules}) == 1
 

@@ -7,8 +7,9 @@ import threading
 import pytest
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
-from steering_engine.blocks import SteeringHooks, find_blocks
+from steering_engine.blocks import SteeringHooks, check_residual_stream, find_blocks
 from steering_engine.errors import ModelError
 from steering_engine.steering.forward import BatchPlan
 from steering_engine.steering.table import DirectionTable
@@ -54,3 +55,35 @@ def test_a_plan_belongs_to_the_thread_that_set_it() -> None:
     thread.join()
     assert seen == [None]
     assert hooks.plan is not None
+
+
+class TwoStreams(nn.Module):
+    """A model whose blocks pass two residual streams on."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(nn.Identity() for _ in range(2))
+
+    def forward(self, ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
+        assert not use_cache
+        streams = torch.zeros(*ids.shape, 2, self.config.hidden_size)
+        for block in self.blocks:
+            streams = block(streams)
+        return streams
+
+
+def test_a_block_that_gives_no_residual_stream_is_told_by_its_number() -> None:
+    model = TwoStreams(tiny_model("qwen3").config)
+    with pytest.raises(
+        ModelError,
+        match=r"TwoStreams: block 0 gives shape \[1, 3, 2, 32\], expected a residual stream \[1, 3, 32\]",
+    ):
+        check_residual_stream(model, model.blocks)
+
+
+def test_the_blocks_of_a_decoder_give_its_residual_stream() -> None:
+    model = tiny_model("gpt2")
+    check_residual_stream(model, find_blocks(model))

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from steering_engine.blocks import SteeringHooks, find_blocks
+from steering_engine.blocks import SteeringHooks, check_residual_stream, find_blocks
 from steering_engine.engine.base import EngineChunk, EngineRequest, EngineStats
 from steering_engine.engine.library import BatchManager, child_key
 from steering_engine.engine.limits import EngineLimits
@@ -46,6 +46,7 @@ class ContinuousEngine:
         self._hooks = SteeringHooks(find_blocks(loaded.model), table)
         self._attention = loaded.model.config._attn_implementation  # noqa: SLF001
         try:
+            check_residual_stream(loaded.model, find_blocks(loaded.model))
             self._manager = BatchManager(loaded, self._hooks, self._runs, limits)
         except ModelError:
             self._restore_model()

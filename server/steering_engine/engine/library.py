@@ -35,7 +35,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import cosine_similarity, pad
+from torch.nn.functional import pad
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
@@ -72,7 +72,10 @@ _PAGED_EAGER = "paged|eager"
 _GRAPH_ROWS = 64  # graphs are captured for multiples of this many rows
 _GRAPH_SIZES = 4  # and for this many sizes of what they read of the cache
 _LEAST_GRAPH_KEYS = 2048
-_TRIAL_TOLERANCE = {True: 1e-5, False: 3e-2}  # by whether the model runs in float32; BLOOM differs by 1e-4
+_TRIAL_TOLERANCE = {
+    True: 1e-3,
+    False: 0.25,
+}  # relative, by whether the model runs in float32; BLOOM differs by 1e-2
 
 
 class _Family(dict[str, Run]):
@@ -464,6 +467,11 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         Raises:
             RuntimeError: They differ.
         """
+        tolerance = _TRIAL_TOLERANCE[self.model.dtype == torch.float32]
+        if (difference := self._dependence_on_what_comes()) >= tolerance:
+            raise RuntimeError(
+                f"it is no causal decoder: what comes after a token changes its logits (by {difference:.2g})"
+            )
         processor = self.batch_processor
         histories: dict[str, list[int]] = {}
         for length in _TRIAL_PROMPTS:
@@ -481,13 +489,21 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             for name, scores in zip(names, processor.model_runner.scores, strict=False):
                 ids = torch.tensor([histories[name]], device=self.model.device)
                 ordinary = self.model(ids, use_cache=False).logits[0, -1]
-                likeness = cosine_similarity(scores.double(), ordinary.double(), dim=0).item()
-                if not likeness > 1 - _TRIAL_TOLERANCE[self.model.dtype == torch.float32]:
+                difference = _difference(scores, ordinary)
+                if not difference < tolerance:
                     raise RuntimeError(
-                        f"its logits differ from an ordinary forward's (cosine {likeness:.6f})"
+                        f"its logits differ from an ordinary forward's (by {difference:.2g} of their spread)"
                     )
                 histories[name].append(0)
             processor.update_batch()
+
+    def _dependence_on_what_comes(self) -> float:
+        """How much the logits of a prompt's tokens change when others follow; 0 up to rounding for a causal model."""
+        ids = torch.arange(max(_TRIAL_PROMPTS), device=self.model.device)[None]
+        ids %= self.model.config.get_text_config().vocab_size
+        length = min(_TRIAL_PROMPTS)
+        alone = self.model(ids[:, :length], use_cache=False).logits[0]
+        return _difference(self.model(ids, use_cache=False).logits[0, :length], alone)
 
     @torch.no_grad()
     def _capture_graphs(self) -> None:
@@ -561,6 +577,13 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         for loop, runs in by_loop.items():
             with suppress(RuntimeError):  # a loop that has been closed has nobody waiting on it
                 loop.call_soon_threadsafe(_set_ready, runs)
+
+
+def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far logits are from the expected ones, relative to the spread of those."""
+    wanted = expected.double()
+    spread = (wanted - wanted.mean(-1, keepdim=True)).norm()
+    return ((logits.double() - wanted).norm() / spread).item()
 
 
 def _set_ready(runs: list[Run]) -> None:
