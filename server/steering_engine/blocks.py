@@ -14,6 +14,9 @@ from steering_engine.steering.resident import ResidentPlan
 from steering_engine.steering.table import DirectionTable
 
 
+_MOST_NAMES = 4  # in a message
+
+
 def find_blocks(model: Any) -> nn.ModuleList:
     """The list of decoder blocks: the one list of modules as long as the configuration says there are blocks.
 
@@ -32,7 +35,8 @@ def find_blocks(model: Any) -> nn.ModuleList:
         name for name in lists if not any(name.startswith(f"{other}.") for other in lists if other != name)
     ]
     if len(outermost) != 1:
-        found = ", ".join(outermost) or "none"
+        found = ", ".join(outermost[:_MOST_NAMES]) or "none"
+        found += f" and {len(outermost) - _MOST_NAMES} more" if len(outermost) > _MOST_NAMES else ""
         raise ModelError(
             f"{type(model).__name__}: expected one list of {count} decoder blocks, found {found}; "
             "this architecture can't be steered"

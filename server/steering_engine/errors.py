@@ -15,8 +15,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+_MAX_REASON_CHARACTERS = 300
+
+
 class EngineError(Exception):
     """Base of all errors of the engine."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, on one line and not endlessly long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MAX_REASON_CHARACTERS else text[: _MAX_REASON_CHARACTERS - 1] + "…"
 
 
 class ModelError(EngineError):

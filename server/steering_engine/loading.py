@@ -12,12 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from steering_engine.errors import ModelError
+from steering_engine.errors import ModelError, one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _SAMPLED_NUMBERS = 64
-_MAX_REASON_CHARACTERS = 300
 _UNBOUNDED_CONTEXT = 1 << 30  # a configuration may name no limit; the cache is one then
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
@@ -109,7 +108,7 @@ def load_model(source: str, device: str = "auto", dtype: str = "auto") -> Loaded
         )
         model = model.to(target)
     except Exception as error:
-        raise ModelError(f"{source}: can't be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{source}: can't be loaded: {one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         # The library fills them with random numbers, and only warns.
         raise ModelError(f"{source}: the checkpoint lacks {len(missing)} weights, the first {missing[0]}")
@@ -161,8 +160,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device {name!r} was asked for, but this machine has no CUDA device")
     return device
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _MAX_REASON_CHARACTERS else text[: _MAX_REASON_CHARACTERS - 1] + "…"

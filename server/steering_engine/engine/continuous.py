@@ -19,7 +19,7 @@ from steering_engine.engine.library import BatchManager, child_key
 from steering_engine.engine.limits import EngineLimits
 from steering_engine.engine.run import Run
 from steering_engine.engine.text import TextStream
-from steering_engine.errors import ModelError
+from steering_engine.errors import ModelError, one_line
 from steering_engine.loading import LoadedModel
 from steering_engine.steering.table import DirectionTable
 
@@ -53,7 +53,9 @@ class ContinuousEngine:
             raise
         except (ValueError, TypeError, AttributeError, RuntimeError, KeyError, MemoryError) as error:
             self._restore_model()
-            raise ModelError(f"{type(loaded.model).__name__} can't be run in batches: {error}") from error
+            raise ModelError(
+                f"{type(loaded.model).__name__} can't be run in batches: {one_line(error)}"
+            ) from error
         self._manager.start()
 
     async def submit(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:

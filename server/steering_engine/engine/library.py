@@ -72,8 +72,10 @@ _PAGED_EAGER = "paged|eager"
 _GRAPH_ROWS = 64  # graphs are captured for multiples of this many rows
 _GRAPH_SIZES = 4  # and for this many sizes of what they read of the cache
 _LEAST_GRAPH_KEYS = 2048
+# Relative, by whether the model runs in float32. Those that agree do so to 1e-5; BLOOM with random weights differs by
+# 2e-3.
 _TRIAL_TOLERANCE = {
-    True: 1e-3,
+    True: 3e-4,
     False: 0.25,
 }  # relative, by whether the model runs in float32; BLOOM differs by 1e-2
 
