@@ -168,6 +168,10 @@ class TestRefusing:
         with pytest.raises(ValueError, match="may differ in ids, seeds"):
             await anext(model.engine.submit_many([first, replace(second, **change)]))  # type: ignore[arg-type]
 
+    async def test_there_has_to_be_one(self, model: SteeredModel) -> None:
+        with pytest.raises(ValueError, match="there is no request; expected at least one"):
+            await anext(model.engine.submit_many([]))
+
     async def test_an_id_cannot_be_used_twice(self, model: SteeredModel) -> None:
         first, *_ = requests_of(model, greedy(5))
         with pytest.raises(ValueError, match="request id 'sibling 0' is already running"):
