@@ -13,7 +13,6 @@ from steering_engine.steering.forward import ForwardPlan
 from steering_engine.steering.resident import ResidentPlan
 from steering_engine.steering.table import DirectionTable
 
-
 _MOST_NAMES = 4  # in a message
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-
 _MAX_REASON_CHARACTERS = 300
 
 

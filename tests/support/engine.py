@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -150,3 +150,34 @@ async def collect(model: SteeredModel, spec: GenerationSpec) -> tuple[list[Strea
                 return deltas, event
             deltas.append(event)
     raise AssertionError("the stream ended without a completion")
+
+
+class HeldForward:
+    """Holds the engine's thread before one of its next forwards, by its number, until the block is left."""
+
+    def __init__(self, model: SteeredModel, number: int = 1) -> None:
+        self._runner = processor(model).model_runner
+        self._left = number
+        self._begun = threading.Event()
+        self._go = threading.Event()
+
+    def __enter__(self) -> Self:
+        compute_batch = self._runner.compute_batch
+
+        def hold(*args: Any) -> None:
+            self._left -= 1
+            if self._left == 0:
+                self._begun.set()
+                self._go.wait()
+                self._runner.compute_batch = compute_batch
+            compute_batch(*args)
+
+        self._runner.compute_batch = hold
+        return self
+
+    async def begun(self) -> None:
+        """Waits for that forward."""
+        assert await asyncio.to_thread(self._begun.wait, 10), "no forward began"
+
+    def __exit__(self, *_: object) -> None:
+        self._go.set()

@@ -92,7 +92,7 @@ async def together(
 
 
 def requests(vocab_size: int) -> st.SearchStrategy[GenerationSpec]:
-    """Prompts that share beginnings or don't, all filters of the sampler, steered or not."""
+    """Prompts that share beginnings or don't, all that the sampler can do, steered or not."""
     common = [(7 * n + 3) % vocab_size for n in range(MOST_PROMPT)]
     prompts = st.builds(
         lambda shared, own: PromptIds(tuple((common[:shared] + own)[:MOST_PROMPT])),
@@ -107,6 +107,11 @@ def requests(vocab_size: int) -> st.SearchStrategy[GenerationSpec]:
         max_tokens=st.integers(1, MOST_TOKENS),
         seed=st.integers(0, 2**63 - 1),
         min_p=st.sampled_from([0.0, 0.02]),
+        min_tokens=st.sampled_from([0, 5]),
+        repetition_penalty=st.sampled_from([1.0, 1.2]),
+        frequency_penalty=st.sampled_from([0.0, 0.3]),
+        logit_bias=st.sampled_from([(), ((5, 1.5),)]),
+        top_logprobs=st.sampled_from([0, 2]),
     )
     rules = st.sampled_from([Selector.every_step(), Selector.steps(0, 2), Selector.prompt_positions(-1)])
     steerings = st.none() | rules.map(lambda where: SteeringSpec((SteeringRule("v", selector=where),)))

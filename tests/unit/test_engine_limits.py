@@ -58,24 +58,34 @@ class TestRefusing:
             await model.generate(GenerationSpec(Chat((ChatMessage("user", "x"),))))
 
     @pytest.mark.parametrize(
-        "change",
+        ("change", "message"),
         [
-            {"prompt_ids": ()},
-            {"prompt_ids": (2, 258)},
-            {"prompt_ids": (-1,)},
-            {"banned_first_ids": (258,)},
-            {"prompt_ids": (2,) * 250, "sampling": Sampling(0, 1, 0, 7, 0)},
-            {"sampling": Sampling(0, 1, 0, 0, 0)},
+            ({"prompt_ids": ()}, r"all ids must be in \[0, 258\)"),
+            ({"prompt_ids": (2, 258)}, r"all ids must be in \[0, 258\)"),
+            ({"prompt_ids": (-1,)}, r"all ids must be in \[0, 258\)"),
+            ({"banned_first_ids": (258,)}, r"all ids must be in \[0, 258\)"),
+            ({"logit_bias": ((258, 1.0),)}, r"all ids must be in \[0, 258\)"),
+            ({"prompt_ids": (2,) * 250, "max_tokens": 7}, "at most 256 fit"),
+            ({"max_tokens": 0}, "at most 256 fit"),
+            ({"top_logprobs": -1}, "top_logprobs is -1; expected 0 or more"),
+            ({"seed": 2**63}, r"seeds must be in \[-9223372036854775808, 9223372036854775808\)"),
         ],
-        ids=["no ids", "id too large", "negative id", "banned id too large", "too long", "no tokens"],
+        ids=str,
     )
     async def test_a_request_that_would_end_the_engine_is_refused_by_it(
-        self, change: dict[str, Any], model: SteeredModel
+        self, change: dict[str, Any], message: str, model: SteeredModel
     ) -> None:
         sound = EngineRequest("bad", (2, 3), Sampling(0.0, 1.0, 0, 4, 0))
-        with pytest.raises(ValueError, match=r"ids must be in \[0, 258\)|at most 256 fit"):
-            await anext(model.engine.submit(replace(sound, **change)))
+        of_request = {name: change[name] for name in change if name in ("prompt_ids", "banned_first_ids")}
+        of_sampling = {name: change[name] for name in change if name not in of_request}
+        spoilt = replace(sound, **of_request, sampling=replace(sound.sampling, **of_sampling))
+        with pytest.raises(ValueError, match=message):
+            await anext(model.engine.submit(spoilt))
         assert (await model.generate(greedy(3))).finish_reason is FinishReason.LENGTH
+
+    async def test_more_alternatives_than_there_are_tokens_are_all_of_them(self, model: SteeredModel) -> None:
+        completion = await model.generate(greedy(3, tokens=1, top_logprobs=1000))
+        assert len(completion.tokens[0].top_logprobs) == model.info.facts.vocab_size
 
     async def test_an_id_that_is_running_cannot_be_used_twice(self, model: SteeredModel) -> None:
         request = EngineRequest("twin", (2, 3), Sampling(0.0, 1.0, 0, 100, 0), streaming=True)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steering_engine.engine.base import EngineRequest, Sampling
+from steering_engine.engine.occurrences import Occurrences
 from steering_engine.engine.run import Run
 from steering_engine.engine.sampler import sample_batch
 from steering_engine.engine.text import TextStream
@@ -210,7 +211,19 @@ def test_a_row_that_is_not_finite_fails_its_own_run_alone() -> None:
         runs[1].take()
 
 
-def test_counts_are_kept_only_for_requests_with_penalties() -> None:
-    assert run_of(PLAIN, [4, 4]).occurrences == {}
-    assert run_of(replace(PLAIN, frequency_penalty=0.1), [4, 8, 4]).occurrences == {4: 2, 8: 1}
-    assert run_of(replace(PLAIN, repetition_penalty=1.1), [5]).occurrences == {5: 1, 6: 0}
+class TestOccurrences:
+    def test_tokens_are_counted_as_they_come(self) -> None:
+        found = Occurrences([9, 5, 9])
+        for token_id in (4, 8, 4):
+            ids = found.completion_ids()
+            found.add(token_id)
+            assert len(ids) <= len(found.completion_ids())
+        assert found.prompt_ids.tolist() == [5, 9]
+        assert found.completion_ids().tolist() == [4, 8]
+        assert found.completion_counts().tolist() == [2, 1]
+
+    def test_only_requests_with_penalties_count(self) -> None:
+        assert len(run_of(PLAIN, [4, 4]).occurrences.completion_ids()) == 0
+        run = run_of(replace(PLAIN, frequency_penalty=0.1), [4])
+        assert run.occurrences.completion_ids().tolist() == [4]
+        assert len(run.occurrences.prompt_ids) == 0

@@ -89,8 +89,12 @@ class TestHoldingBack:
 
 
 def listed(probabilities: list[float], count: int) -> list[tuple[int, float]]:
-    ids, logprobs = most_likely(torch.tensor(probabilities, dtype=torch.float64), count)
-    return list(zip(ids.tolist(), logprobs.tolist(), strict=True))
+    ids, logprobs = most_likely(torch.tensor([probabilities], dtype=torch.float64), count)
+    return [
+        (token, logprob)
+        for token, logprob in zip(ids[0].tolist(), logprobs[0].tolist(), strict=True)
+        if logprob > -math.inf
+    ]
 
 
 class TestMostLikely:
@@ -110,11 +114,29 @@ class TestMostLikely:
     def test_there_are_no_more_than_there_are_tokens(self) -> None:
         assert listed([1.0], 5) == [(0, 0.0)]
 
-    @given(st.lists(st.integers(0, 4), min_size=1, max_size=12).filter(any), st.integers(1, 14))
-    def test_it_is_what_sorting_gives(self, weights: list[int], count: int) -> None:
-        total = sum(weights)
-        expected = sorted(
-            (token for token, weight in enumerate(weights) if weight), key=lambda t: -weights[t]
-        )
-        found = listed([weight / total for weight in weights], count)
-        assert [token for token, _ in found] == expected[:count]
+    @given(
+        st.integers(1, 12).flatmap(
+            lambda vocab: st.lists(
+                st.lists(st.integers(0, 4), min_size=vocab, max_size=vocab).filter(any),
+                min_size=1,
+                max_size=4,
+            )
+        ),
+        st.integers(1, 14),
+    )
+    def test_it_is_what_sorting_gives_and_no_row_knows_of_the_others(
+        self, rows: list[list[int]], count: int
+    ) -> None:
+        distributions = [[weight / sum(weights) for weight in weights] for weights in rows]
+        ids, logprobs = most_likely(torch.tensor(distributions, dtype=torch.float64), count)
+        for number, distribution in enumerate(distributions):
+            possible = [token for token, one in enumerate(distribution) if one]
+            expected = sorted(possible, key=lambda token: -distribution[token])[:count]
+            assert (
+                listed(distribution, count)
+                == list(zip(ids[number].tolist(), logprobs[number].tolist(), strict=True))[: len(expected)]
+            )
+            assert ids[number, : len(expected)].tolist() == expected
+            assert logprobs[number, : len(expected)].exp().tolist() == pytest.approx(
+                [distribution[token] for token in expected], rel=1e-6
+            )

@@ -71,6 +71,7 @@ METHODS: list[tuple[Callable[..., Any], list[str]]] = [
     (ModelRunner._sample, ["self", "scores", "output_ids"]),
     (RequestState.update_and_check_completion, ["self", "token_id", "logprob"]),
     (RequestState.create_equivalent_initial_request, ["self"]),
+    (RequestState.fork, ["self", "new_request_id"]),
     (PagedAttentionCache.search_prefix_match, ["self", "request_id", "prompt_ids"]),
     (PagedAttentionCache.mark_complete_blocks, ["self", "state", "complete_blocks"]),
     (PagedAttentionCache.compute_free_capacity, ["self", "relative"]),
@@ -102,6 +103,20 @@ CALLS: list[tuple[type, str, dict[str, str]]] = [
             "state.update_and_check_completion(token, logprob)": "every token reaches its run",
             "self.cache.mark_complete_blocks(state,": "pages are hashed with salted ids",
             "self.output_router.deliver_batch(": "finished requests leave no queue behind",
+            'f"{state_to_fork.request_id}__child#{i}"': "the copies of a request find their runs",
+            "self.scheduler.active_requests[new_request_id] = state_to_fork.fork(": "copies run as they are",
+            "child_state = state_to_fork.create_equivalent_initial_request()": "copies without room begin anew",
+            "child_state.request_id = new_request_id": "copies that begin anew find their runs",
+        },
+    ),
+    (RequestState, "fork", {"deepcopy(self)": "a copy has the runs and the end tokens of its request"}),
+    (
+        Scheduler,
+        "_schedule_request",
+        {
+            "if state.num_children > 0 and token_budget >= len(request_tokens) - 1:": "a request is copied before the "
+            "last row of its prompt",
+            "token_budget = len(request_tokens) - 1": "at least two rows of a prompt are left when it is to be copied",
         },
     ),
     (
@@ -190,7 +205,7 @@ ATTRIBUTES: list[tuple[type, list[str]]] = [
     (CacheAllocator, ["ledger"]),
     (BlockLedger, ["cached_blocks", "hash_to_block"]),
     (Scheduler, ["active_requests", "waiting_requests", "block_new_requests"]),
-    (RequestState, ["status", "position_offset", "initial_tokens", "generated_tokens", "request_id"]),
+    (RequestState, ["status", "position_offset", "initial_tokens", "generated_tokens", "request_id", "num_children"]),
     (FutureRequestState, ["state", "has_new_token", "query_length", "complete_blocks"]),
     (GenerationOutput, ["request_id", "error"]),
     (BackgroundThreadStatus, ["fatal_error"]),
@@ -217,11 +232,11 @@ def test_a_request_ends_with_an_end_token_or_its_last_token() -> None:
 
 
 def test_a_preempted_request_begins_again_with_its_tokens_as_its_prompt() -> None:
-    state = RequestState("mine", [1, 2], max_new_tokens=3)
+    state = RequestState("mine", [1, 2], max_new_tokens=3, num_children=3)
     state.generated_tokens = [5]
     again = state.create_equivalent_initial_request()
     assert (again.request_id, again.initial_tokens, again.max_new_tokens) == ("mine", [1, 2, 5], 2)
-    assert again.position_offset == 0
+    assert (again.position_offset, again.num_children) == (0, 3)
 
 
 def test_the_class_of_a_cache_and_of_a_state_can_be_changed() -> None:

@@ -109,7 +109,7 @@ class EngineStats:
     """Counts since start, and the load now."""
 
     active_requests: int
-    waiting_requests: int
+    waiting_requests: int  # completions of one prompt wait as one
     generated_tokens: int
     steered_rows: int
     free_cache_tokens: int  # unused pages, and those that are only kept for prefix sharing

@@ -128,6 +128,8 @@ class ContinuousEngine:
 
     def _check(self, requests: Sequence[EngineRequest]) -> None:
         # What admission sees to for requests from outside; here because such a request would end the engine's thread.
+        if not requests:
+            raise ValueError("there is no request; expected at least one")
         first, *others = requests
         if any(_shared(other) != _shared(first) for other in others):
             raise ValueError(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from steering_engine.engine.base import EngineChunk, EngineRequest
+from steering_engine.engine.occurrences import Occurrences
 from steering_engine.engine.sampling import uniform
 from steering_engine.engine.text import TextStream
 from steering_engine.steering.forward import BatchPlan
@@ -24,8 +25,7 @@ class Run:
 
     Attributes:
         copies: Other runs that begin as copies of this one when its prompt is computed.
-        occurrences: How often the completion holds an id, kept where penalties ask for it; ids that only the prompt
-            holds, where they count, are there with 0.
+        occurrences: The tokens that are there already, counted where penalties depend on them.
         alternatives: What might have been drawn in place of the next token, where the request asks for it.
     """
 
@@ -42,9 +42,8 @@ class Run:
         self.loop = loop
         self.ready = ready
         self.copies = 0
-        self.occurrences: dict[int, int] = {}
-        if request.sampling.repetition_penalty != 1:
-            self.occurrences = dict.fromkeys(request.prompt_ids, 0)
+        repeats = request.sampling.repetition_penalty != 1
+        self.occurrences = Occurrences(request.prompt_ids if repeats else ())
         self.alternatives: tuple[TokenLogprob, ...] = ()
         self.cancelled = False
         self.finish_reason: FinishReason | None = None
@@ -125,7 +124,7 @@ class Run:
         """Takes the token of this step; returns whether the request is finished."""
         self._step += 1
         if self.request.sampling.penalises:
-            self.occurrences[token.id] = self.occurrences.get(token.id, 0) + 1
+            self.occurrences.add(token.id)
         text = self._text.feed(token.id)
         reason = self._end(is_eos)
         if reason is not None:

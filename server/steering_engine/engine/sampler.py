@@ -6,6 +6,8 @@ whose request wants no biases, penalties or alternatives don't pay for those tha
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Collection, Sequence
 
 import torch
@@ -47,12 +49,25 @@ def sample_batch(
             banned = torch.tensor(run.request.banned_first_ids, device=device)
             probabilities[row] = sampling.ban(probabilities[row], banned)
     _fail_rows_without_distribution(probabilities, runs)
-    for row, run in enumerate(runs):
-        if run.request.sampling.top_logprobs:
-            ids, logprobs = sampling.most_likely(probabilities[row], run.request.sampling.top_logprobs)
-            run.alternatives = tuple(map(TokenLogprob, ids.tolist(), logprobs.tolist()))
+    _tell_alternatives(probabilities, runs)
     uniforms = torch.tensor([run.uniform() for run in runs], dtype=torch.float64, device=device)
     return sampling.draw(probabilities, temperature, uniforms)
+
+
+def _tell_alternatives(probabilities: torch.Tensor, runs: Sequence[Run]) -> None:
+    asked = {row: run.request.sampling.top_logprobs for row, run in enumerate(runs)}
+    rows = [row for row, count in asked.items() if count]
+    if not rows:
+        return
+    index = torch.tensor(rows, device=probabilities.device)
+    ids, logprobs = sampling.most_likely(probabilities[index], max(asked.values()))
+    for row, *best in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
+        alternatives = zip(*best, strict=True)
+        runs[row].alternatives = tuple(
+            TokenLogprob(token_id, logprob)
+            for token_id, logprob in itertools.islice(alternatives, asked[row])
+            if logprob > -math.inf
+        )
 
 
 def _adjusted(logits: torch.Tensor, runs: Sequence[Run], eos_ids: Collection[int]) -> torch.Tensor:
@@ -84,22 +99,30 @@ def _biased(logits: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
 
 
 def _penalised(logits: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
-    rows: list[int] = []
-    ids: list[int] = []
-    counts: list[int] = []
-    for row, run in enumerate(runs):
-        rows += [row] * len(run.occurrences)
-        ids += run.occurrences.keys()
-        counts += run.occurrences.values()
+    rows = [row for row, run in enumerate(runs) if run.request.sampling.penalises]
     if not rows:
         return logits
-    places = _places(logits, rows, ids)
-    settings = [run.request.sampling for run in runs]
-    penalties = [(one.repetition_penalty, one.presence_penalty, one.frequency_penalty) for one in settings]
-    repetition, presence, frequency = logits.new_tensor(penalties)[places.rows].unbind(-1)
-    logits = sampling.penalise_repetition(logits, places, repetition)
-    times = torch.tensor(counts, device=logits.device)
-    return sampling.penalise_occurrences(logits, places, times, presence, frequency)
+    settings = [runs[row].request.sampling for row in rows]
+    found = [runs[row].occurrences for row in rows]
+    completions = [one.completion_ids() for one in found]
+    everything = [torch.cat([one.prompt_ids, ids]) for one, ids in zip(found, completions, strict=True)]
+    penalty = logits.new_tensor([one.repetition_penalty for one in settings])
+    places, entries = _places_of(rows, everything, logits.device)
+    logits = sampling.penalise_repetition(logits, places, penalty[entries])
+    presence = logits.new_tensor([one.presence_penalty for one in settings])
+    frequency = logits.new_tensor([one.frequency_penalty for one in settings])
+    counts = torch.cat([one.completion_counts() for one in found]).to(logits.device)
+    places, entries = _places_of(rows, completions, logits.device)
+    return sampling.penalise_occurrences(logits, places, counts, presence[entries], frequency[entries])
+
+
+def _places_of(
+    rows: Sequence[int], ids: Sequence[torch.Tensor], device: torch.device
+) -> tuple[Places, torch.Tensor]:
+    """The places of the ids in each row, and which of the rows each place is in: an index into `rows`, `[n]`."""
+    entries = torch.repeat_interleave(torch.tensor([len(one) for one in ids]))
+    places = Places(torch.tensor(rows)[entries].to(device), torch.cat(list(ids)).to(device))
+    return places, entries.to(device)
 
 
 def _held_back(logits: torch.Tensor, runs: Sequence[Run], eos_ids: Collection[int]) -> torch.Tensor:

@@ -25,7 +25,7 @@ def uniform(seed: int, step: int) -> float:
 
 
 class Places(NamedTuple):
-    """Entries of logits `[rows, vocab]`: their rows and their token ids, `[n]` int64 each; no entry comes twice."""
+    """Entries of logits `[rows, vocab]`: their rows and their token ids, `[n]` int64 each."""
 
     rows: torch.Tensor
     ids: torch.Tensor
@@ -36,7 +36,7 @@ def add_bias(logits: torch.Tensor, places: Places, bias: torch.Tensor) -> torch.
 
     Args:
         logits: `[rows, vocab]`.
-        places: The n entries that change.
+        places: The n entries that change, none of them twice.
         bias: `[n]`.
 
     Returns:
@@ -50,7 +50,8 @@ def penalise_repetition(logits: torch.Tensor, places: Places, penalty: torch.Ten
 
     Args:
         logits: `[rows, vocab]`.
-        places: The n entries of tokens that are in their row's prompt or completion.
+        places: The n entries of tokens that are in their row's prompt or completion; one that is there twice is
+            penalised once.
         penalty: `[n]`, above 0; 1 changes nothing.
 
     Returns:
@@ -71,7 +72,7 @@ def penalise_occurrences(
 
     Args:
         logits: `[rows, vocab]`.
-        places: The n entries.
+        places: The n entries, none of them twice.
         counts: `[n]` integers, how often the row's completion holds the token.
         presence: `[n]`.
         frequency: `[n]`.
@@ -152,20 +153,27 @@ def ban(probabilities: torch.Tensor, banned_ids: torch.Tensor) -> torch.Tensor:
 
 
 def most_likely(probabilities: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most likely tokens of a distribution `[vocab]`, most likely first, the lower id first among equals.
+    """The most likely tokens, most likely first, the lower id first among equals.
 
     Args:
-        probabilities: `[vocab]` float64.
-        count: How many are asked for, at least 1; there are fewer when fewer have a probability above 0.
+        probabilities: `[rows, vocab]` float64.
+        count: How many of each row, at least 1; `vocab` of them are all.
 
     Returns:
-        Ids `[n]` int64, and the natural logarithm of their probabilities `[n]` float32; n is at most `count`.
+        Ids `[rows, count]` int64, and the natural logarithm of their probabilities `[rows, count]` float32: -infinity
+        where a row has fewer tokens with a probability above 0.
     """
-    least = probabilities.topk(min(count, len(probabilities))).values[-1]
-    # `topk` takes any of equals, so all that are as likely as the last one are looked at.
-    ids = ((probabilities >= least) & (probabilities > 0)).nonzero().flatten()
-    ordered, order = probabilities[ids].sort(descending=True, stable=True)
-    return ids[order[:count]], ordered[:count].log().float()
+    count = min(count, probabilities.shape[-1])
+    values, ids = probabilities.topk(count, dim=-1)
+    least = values[:, -1:]
+    tied = ((least[:, 0] > 0) & ((probabilities >= least).sum(-1) > count)).nonzero().flatten()
+    ids = ids.sort(dim=-1).values
+    values, order = probabilities.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    ids = ids.gather(-1, order)
+    if len(tied):  # `topk` takes any of those that are as likely as the last one
+        ordered, order = probabilities[tied].sort(dim=-1, descending=True, stable=True)
+        values[tied], ids[tied] = ordered[:, :count], order[:, :count]
+    return ids, values.log().float()
 
 
 def draw(
