@@ -585,7 +585,7 @@ def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
     """How far logits are from the expected ones, relative to the spread of those."""
     wanted = expected.double()
     spread = (wanted - wanted.mean(-1, keepdim=True)).norm()
-    return ((logits.double() - wanted).norm() / spread).item()
+    return float((logits.double() - wanted).norm() / spread)
 
 
 def _set_ready(runs: list[Run]) -> None:
