@@ -97,6 +97,10 @@ class SteeredModel:
                     return event
         raise EngineStoppedError("the request was cancelled")
 
+    async def generate_many(self, spec: GenerationSpec) -> tuple[Completion, ...]:
+        """Makes the completions that the sampling asks for, in order. Raises what `stream` raises."""
+        return (await self.generate(spec),)
+
     async def stream(self, spec: GenerationSpec) -> AsyncGenerator[StreamDelta | Completion, None]:
         """Makes one completion, yielding what is new at every step; the last item is the whole completion.
 
