@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steering_spec.admission import ModelFacts
+from steering_spec.facts import ModelFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,24 @@ class VectorLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class VectorProbe:
+    """A linear probe at one block: the file's own threshold and its area under the ROC curve, where it says."""
+
+    layer: int
+    threshold: float | None
+    auc: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class VectorCentroids:
+    """The centroids of recorded pivot states at one block: how many, and the file's own least cosine, where it says."""
+
+    layer: int
+    count: int
+    min_cosine: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class VectorInfo:
     """A loaded vector, as ListVectors describes it."""
 
@@ -42,3 +60,5 @@ class VectorInfo:
     context_count: int
     min_match_tokens: int
     metadata: dict[str, str]
+    probes: tuple[VectorProbe, ...] = ()
+    centroids: tuple[VectorCentroids, ...] = ()
