@@ -32,7 +32,7 @@ class ServerConfig:
         default_max_tokens: Tokens generated when a request does not say how many.
         deterministic: Seeded requests give the same bits in any batch; None means where that is possible.
         max_queued: Unfinished requests, decoding or waiting, above which new ones are refused.
-        stream_buffer: Deltas that a stream's reader may fall behind before its stream is ended.
+        stream_buffer: Deltas of each completion that a stream's reader may fall behind before its stream is ended.
         grace_seconds: Time that running requests get to finish when the server stops.
         insecure: Listen on a host other than loopback without TLS.
 
