@@ -4,7 +4,7 @@ Imports no torch. Everybody else builds on it: the client constructs these types
 `steering_spec.admission`, and only `steering_spec.convert` turns them into protobuf messages and back.
 """
 
-from steering_spec.admission import ModelFacts, VectorFacts, request_violations
+from steering_spec.admission import request_violations
 from steering_spec.completion import (
     Completion,
     FinishReason,
@@ -15,6 +15,7 @@ from steering_spec.completion import (
     TriggerKind,
     Usage,
 )
+from steering_spec.facts import ModelFacts, VectorFacts
 from steering_spec.naming import VectorRef
 from steering_spec.request import (
     Chat,

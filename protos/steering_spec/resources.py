@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steering_spec.admission import ModelFacts
+from steering_spec.facts import ModelFacts
 
 
 @dataclass(frozen=True, slots=True)

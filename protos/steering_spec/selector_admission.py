@@ -5,37 +5,74 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steering_spec import limits
-from steering_spec.steering import Clause, Phase, Positions, Selector, Window
+from steering_spec.exclusion import Exclusion
+from steering_spec.steering import Clause, Phase, Positions, Selector, TokenSet, Window
 from steering_spec.violation import Violation
 
 
-def named_positions(selector: Selector) -> int:
-    """Explicit positions of all clauses of a selector."""
-    predicates = (clause.predicate for clause in (*selector.include, *selector.exclude))
-    return sum(len(one.positions) for one in predicates if isinstance(one, Positions))
+def named_values(selector: Selector) -> int:
+    """Explicit positions and token ids of all clauses of a selector."""
+    predicates = [clause.predicate for clause in (*selector.include, *selector.exclude)]
+    positions = sum(len(one.positions) for one in predicates if isinstance(one, Positions))
+    return positions + sum(len(one.ids) for one in predicates if isinstance(one, TokenSet))
 
 
 def selector_violations(
-    path: str, selector: Selector, prompt_length: int | None = None, max_context: int | None = None
+    path: str,
+    selector: Selector,
+    prompt_length: int | None = None,
+    max_context: int | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[Violation]:
-    """What is wrong with a selector; clauses that can select nothing are refused."""
+    """What is wrong with a selector; clauses that can select nothing are refused.
+
+    Without the prompt's length, only those are that select nothing in a prompt of any length.
+    """
     if not selector.include:
         yield Violation(f"{path}.include", "at least one clause is needed")
+    sound: dict[str, list[tuple[int, Clause]]] = {"include": [], "exclude": []}
     for name, clauses in (("include", selector.include), ("exclude", selector.exclude)):
         if len(clauses) > limits.MAX_CLAUSES:
             yield Violation(f"{path}.{name}", f"more than {limits.MAX_CLAUSES} clauses")
         for index, clause in enumerate(clauses[: limits.MAX_CLAUSES]):
-            yield from _clause_violations(f"{path}.{name}[{index}]", clause, prompt_length, max_context)
+            where = f"{path}.{name}[{index}]"
+            is_sound = True
+            for violation in _clause_violations(where, clause, prompt_length, max_context, vocab_size):
+                is_sound = False
+                yield violation
+            if is_sound:
+                sound[name].append((index, clause))
+    if sound["exclude"]:
+        exclusion = Exclusion.of([clause for _, clause in sound["exclude"]], prompt_length, max_context)
+        for index, clause in sound["include"]:
+            if exclusion.hides(clause):
+                yield Violation(
+                    f"{path}.include[{index}]", "selects nothing: every row that it names is excluded"
+                )
 
 
 def _clause_violations(
-    path: str, clause: Clause, prompt_length: int | None, max_context: int | None
+    path: str, clause: Clause, prompt_length: int | None, max_context: int | None, vocab_size: int | None
 ) -> Iterator[Violation]:
     in_prompt = clause.phase is Phase.PROMPT
     if isinstance(clause.predicate, Positions):
         yield from _position_violations(path, clause.predicate, in_prompt, prompt_length, max_context)
     elif isinstance(clause.predicate, Window):
         yield from _window_violations(path, clause.predicate, in_prompt, prompt_length, max_context)
+    elif isinstance(clause.predicate, TokenSet):
+        yield from _token_violations(f"{path}.tokens.ids", clause.predicate.ids, vocab_size)
+
+
+def _token_violations(path: str, ids: tuple[int, ...], vocab_size: int | None) -> Iterator[Violation]:
+    if not ids:
+        yield Violation(path, "selects nothing; name at least one token")
+    if len(ids) > limits.MAX_TOKEN_SET_IDS:
+        yield Violation(path, f"more than {limits.MAX_TOKEN_SET_IDS} tokens")
+        return
+    size = limits.INT32_MAX if vocab_size is None else vocab_size
+    for index, token_id in enumerate(ids):
+        if not 0 <= token_id < size:
+            yield Violation(f"{path}[{index}]", f"{token_id} is outside [0, {size})")
 
 
 def _position_violations(
@@ -78,7 +115,7 @@ def _window_violations(
             )
             return
     same_side = end is not None and (start < 0) == (end < 0)
-    if end is not None and same_side and end <= start:
+    if end == 0 or (end is not None and same_side and end <= start):
         yield Violation(
             where, f"[{window.start}, {window.end}) selects nothing; the end must lie after the start"
         )

@@ -35,7 +35,7 @@ class ServerConfig:
         offload_gib: Memory of the host for cached rows of requests that give way to others.
         vector_table_bytes: Memory of the device that loaded vectors may take.
         max_queued: Unfinished requests, decoding or waiting, above which new ones are refused.
-        stream_buffer: Deltas that a stream's reader may fall behind before its stream is ended.
+        stream_buffer: Deltas of each completion that a stream's reader may fall behind before its stream is ended.
         grace_seconds: Time that running requests get to finish when the server stops.
         insecure: Listen on a host other than loopback without TLS.
 

@@ -53,12 +53,12 @@ def test_a_closed_connection_frees_the_row(live: LiveServer) -> None:
 
 def test_a_cancelled_call_takes_nothing_from_its_neighbours(channel: grpc.Channel, live: LiveServer) -> None:
     stub = Stub(channel)
-    alone = stub.Generate(generation_pb2.GenerateRequest(spec=SHORT)).result
+    [alone] = stub.Generate(generation_pb2.GenerateRequest(spec=SHORT)).results
     call = stub.StreamGenerate(generation_pb2.StreamGenerateRequest(spec=LONG))
     next(call)
     beside = stub.Generate.future(generation_pb2.GenerateRequest(spec=SHORT))
     call.cancel()
-    assert list(beside.result().result.tokens) == list(alone.tokens)
+    assert list(beside.result().results[0].tokens) == list(alone.tokens)
     live.wait_idle()
 
 

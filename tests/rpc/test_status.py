@@ -194,7 +194,7 @@ def test_steering_beyond_what_numbers_hold_ends_that_request_only(model_folder: 
         )
         assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "NOT_FINITE")
         plain = generation_pb2.GenerationSpec(text="hi")
-        assert Stub(channel).Generate(generation_pb2.GenerateRequest(spec=plain)).result.tokens
+        assert Stub(channel).Generate(generation_pb2.GenerateRequest(spec=plain)).results[0].tokens
 
 
 def test_deadlines_pass_through(stub: Stub, live: LiveServer) -> None:

@@ -76,7 +76,21 @@ class AsyncClient:
     ) -> Completion:
         """Makes one completion; see `Client.generate`."""
         generation = Generation(prompt, sampling, steering, request_id, steering_trace)
-        return await self._run(generation.whole(), timeout)
+        return await self._run(generation.one(), timeout)
+
+    async def generate_many(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: SamplingParams | None = None,
+        steering: Steering | None = None,
+        request_id: str = "",
+        steering_trace: bool = False,
+        timeout: float | None = None,
+    ) -> tuple[Completion, ...]:
+        """Makes the `n` completions that the sampling asks for; see `Client.generate_many`."""
+        generation = Generation(prompt, sampling, steering, request_id, steering_trace)
+        return await self._run(generation.all(), timeout)
 
     def stream(
         self,
@@ -88,12 +102,13 @@ class AsyncClient:
         steering_trace: bool = False,
         timeout: float | None = None,
     ) -> AsyncCompletionStream:
-        """Makes one completion and streams it; the arguments and errors are those of `Client.generate`."""
-        call = Generation(prompt, sampling, steering, request_id, steering_trace).streamed()
+        """Makes what `generate_many` makes and streams it; see `Client.stream`."""
+        generation = Generation(prompt, sampling, steering, request_id, steering_trace)
+        call = generation.streamed()
         method: grpc.aio.UnaryStreamMultiCallable[bytes, StreamEvent] = self._channel.unary_stream(
             call.method, response_deserializer=call.read
         )
-        return AsyncCompletionStream(method(call.request, timeout=timeout))
+        return AsyncCompletionStream(method(call.request, timeout=timeout), generation.completion_count)
 
     async def close(self) -> None:
         """Closes the connection; running calls are cancelled."""
@@ -116,22 +131,27 @@ class AsyncClient:
 
 
 class AsyncCompletionStream:
-    """A running completion: iterate over its deltas, then take `completion`.
+    """A running completion, or several: iterate over the deltas, then take `completion` or `completions`.
 
     Use it as an async context manager, or `close` it, to stop decoding early.
     """
 
-    def __init__(self, call: grpc.aio.UnaryStreamCall[bytes, StreamEvent]) -> None:
-        """Takes the running call."""
+    def __init__(self, call: grpc.aio.UnaryStreamCall[bytes, StreamEvent], completion_count: int) -> None:
+        """Takes the running call, which makes so many completions."""
         self._call = call
         self._events = aiter(call)
-        self._reader = StreamReader()
+        self._reader = StreamReader(completion_count)
         self._closed = False
 
     @property
     def completion(self) -> Completion:
-        """The whole completion, once the deltas have come to their end."""
+        """The whole completion of a stream that has one, once the deltas have come to their end."""
         return self._reader.completion
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """All whole completions, in order, once the deltas have come to their end."""
+        return self._reader.completions
 
     def __aiter__(self) -> AsyncIterator[StreamDelta]:
         return self

@@ -105,9 +105,27 @@ class Client:
 
         Raises:
             InvalidArgumentError: The request is wrong; `.violations` says everything that is.
+            ValueError: The sampling asks for several completions; `generate_many` makes them.
         """
         generation = Generation(prompt, sampling, steering, request_id, steering_trace)
-        return self._run(generation.whole(), timeout)
+        return self._run(generation.one(), timeout)
+
+    def generate_many(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: SamplingParams | None = None,
+        steering: Steering | None = None,
+        request_id: str = "",
+        steering_trace: bool = False,
+        timeout: float | None = None,
+    ) -> tuple[Completion, ...]:
+        """Makes the `n` completions that the sampling asks for, in order; completion i draws with seed + i.
+
+        The prompt is computed once for all of them. The other arguments and errors are those of `generate`.
+        """
+        generation = Generation(prompt, sampling, steering, request_id, steering_trace)
+        return self._run(generation.all(), timeout)
 
     def stream(
         self,
@@ -119,12 +137,16 @@ class Client:
         steering_trace: bool = False,
         timeout: float | None = None,
     ) -> CompletionStream:
-        """Makes one completion and streams it; the arguments and errors are those of `generate`."""
-        call = Generation(prompt, sampling, steering, request_id, steering_trace).streamed()
+        """Makes what `generate_many` makes and streams it; of several completions every delta tells its `index`.
+
+        The arguments and errors are those of `generate_many`.
+        """
+        generation = Generation(prompt, sampling, steering, request_id, steering_trace)
+        call = generation.streamed()
         method: grpc.UnaryStreamMultiCallable[bytes, StreamEvent] = self._channel.unary_stream(
             call.method, response_deserializer=call.read
         )
-        return CompletionStream(method(call.request, timeout=timeout))
+        return CompletionStream(method(call.request, timeout=timeout), generation.completion_count)
 
     def close(self) -> None:
         """Closes the connection; running calls are cancelled."""
@@ -147,21 +169,26 @@ class Client:
 
 
 class CompletionStream:
-    """A running completion: iterate over its deltas, then take `completion`.
+    """A running completion, or several: iterate over the deltas, then take `completion` or `completions`.
 
     Use it as a context manager, or `close` it, to stop decoding early.
     """
 
-    def __init__(self, call: CallIterator[StreamEvent]) -> None:
-        """Takes the running call."""
+    def __init__(self, call: CallIterator[StreamEvent], completion_count: int) -> None:
+        """Takes the running call, which makes so many completions."""
         self._call = call
-        self._reader = StreamReader()
+        self._reader = StreamReader(completion_count)
         self._closed = False
 
     @property
     def completion(self) -> Completion:
-        """The whole completion, once the deltas have come to their end."""
+        """The whole completion of a stream that has one, once the deltas have come to their end."""
         return self._reader.completion
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """All whole completions, in order, once the deltas have come to their end."""
+        return self._reader.completions
 
     def __iter__(self) -> Iterator[StreamDelta]:
         return self

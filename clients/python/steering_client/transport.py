@@ -7,7 +7,7 @@ the server and back. The only module of this package that knows the generated pr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -128,8 +128,26 @@ class Generation:
     request_id: str
     steering_trace: bool
 
-    def whole(self) -> Call[Completion]:
-        """Asks for the completion in one piece.
+    @property
+    def completion_count(self) -> int:
+        """How many completions are asked for."""
+        return 1 if self.sampling is None else self.sampling.n
+
+    def one(self) -> Call[Completion]:
+        """Asks for one completion in one piece; raises what `all` raises.
+
+        Raises:
+            ValueError: Several are asked for.
+        """
+        if self.completion_count > 1:
+            raise ValueError(
+                f"generate makes one completion, and n = {self.completion_count} are asked for; use generate_many"
+            )
+        call = self.all()
+        return Call(call.method, call.request, lambda data: call.read(data)[0])
+
+    def all(self) -> Call[tuple[Completion, ...]]:
+        """Asks for the completions, each in one piece.
 
         Raises:
             InvalidArgumentError: Something is wrong; all that can be known without the server, at once.
@@ -140,11 +158,11 @@ class Generation:
             "GenerationService/Generate",
             request,
             generation_pb2.GenerateResponse,
-            lambda r: completion_from_proto(r.result),
+            lambda r: tuple(map(completion_from_proto, r.results)),
         )
 
     def streamed(self) -> Call[StreamEvent]:
-        """Asks for the completion as it is decoded; raises what `whole` raises."""
+        """Asks for the completions as they are decoded; raises what `all` raises."""
         request = generation_pb2.StreamGenerateRequest(spec=self._message())
         return _call(
             "GenerationService/StreamGenerate", request, generation_pb2.StreamGenerateResponse, _stream_event
@@ -166,13 +184,22 @@ class Generation:
             raise InvalidArgumentError.of([Violation("", str(error))]) from error
 
 
-StreamEvent = SteeringAct | StreamDelta | Completion | None
+@dataclass(frozen=True, slots=True)
+class StreamAct:
+    """A steering act, and of which completion it is."""
+
+    index: int
+    act: SteeringAct
+
+
+StreamEvent = StreamAct | StreamDelta | Completion | None
 
 
 def _stream_event(message: generation_pb2.StreamGenerateResponse) -> StreamEvent:
     match message.WhichOneof("event"):
         case "steering_event":
-            return act_from_proto(message.steering_event)
+            event = message.steering_event
+            return StreamAct(event.completion_index, act_from_proto(event))
         case "delta":
             return delta_from_proto(message.delta)
         case "result":
@@ -182,21 +209,22 @@ def _stream_event(message: generation_pb2.StreamGenerateResponse) -> StreamEvent
 
 
 class StreamReader:
-    """Joins the events of one stream: the acts that came before a delta are put into it."""
+    """Joins the events of one stream: the acts of a completion that came before a delta of it are put into it."""
 
-    def __init__(self) -> None:
-        self._acts: list[SteeringAct] = []
-        self._completion: Completion | None = None
+    def __init__(self, completion_count: int) -> None:
+        """Reads the stream of so many completions."""
+        self._count = completion_count
+        self._acts: dict[int, list[SteeringAct]] = {}
+        self._completions: dict[int, Completion] = {}
 
     def read(self, event: StreamEvent) -> StreamDelta | None:
         """The delta that the event completes, if it does."""
-        if isinstance(event, SteeringAct):
-            self._acts.append(event)
+        if isinstance(event, StreamAct):
+            self._acts.setdefault(event.index, []).append(event.act)
         elif isinstance(event, Completion):
-            self._completion = event
+            self._completions[event.index] = event
         elif event is not None:
-            acts, self._acts = tuple(self._acts), []
-            return StreamDelta(event.text, event.tokens, acts)
+            return replace(event, acts=tuple(self._acts.pop(event.index, ())))
         return None
 
     @property
@@ -204,11 +232,23 @@ class StreamReader:
         """The completion.
 
         Raises:
+            ValueError: The stream has several.
             InternalError: The stream has not come to its end.
         """
-        if self._completion is None:
+        if self._count > 1:
+            raise ValueError(f"the stream has n = {self._count} completions; use completions")
+        return self.completions[0]
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """The completions, in order.
+
+        Raises:
+            InternalError: The stream has not come to its end.
+        """
+        if len(self._completions) < self._count:
             raise InternalError("the stream has not come to its end, so there is no completion")
-        return self._completion
+        return tuple(self._completions[index] for index in sorted(self._completions))
 
 
 def _call(method: str, request: Message, response: type[M], read: Callable[[M], T]) -> Call[T]:

@@ -7,8 +7,17 @@ from datetime import timedelta
 from google.protobuf.duration_pb2 import Duration
 
 from steering.v1 import generation_pb2
-from steering_spec.completion import Completion, FinishReason, SteeringAct, StreamDelta, Token, Usage
-from steering_spec.convert.request import steering_from_proto, steering_to_proto
+from steering_spec.completion import (
+    Completion,
+    FinishReason,
+    SteeringAct,
+    StreamDelta,
+    Token,
+    TokenLogprob,
+    TriggerKind,
+    Usage,
+)
+from steering_spec.convert.steering import steering_from_proto, steering_to_proto
 
 _REASONS = {
     FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
@@ -16,19 +25,41 @@ _REASONS = {
     FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
 }
 _REASONS_BACK = {number: reason for reason, number in _REASONS.items()}
+_TRIGGERS = {
+    None: generation_pb2.TRIGGER_KIND_UNSPECIFIED,
+    TriggerKind.CONTEXT: generation_pb2.TRIGGER_KIND_CONTEXT,
+    TriggerKind.PROBE: generation_pb2.TRIGGER_KIND_PROBE,
+    TriggerKind.SIMILARITY: generation_pb2.TRIGGER_KIND_SIMILARITY,
+}
+_TRIGGERS_BACK = {number: trigger for trigger, number in _TRIGGERS.items()}
 
 
 def token_to_proto(token: Token) -> generation_pb2.Token:
     """Writes one generated token."""
-    return generation_pb2.Token(id=token.id, logprob=token.logprob)
+    return generation_pb2.Token(
+        id=token.id,
+        logprob=token.logprob,
+        top_logprobs=[
+            generation_pb2.TokenLogprob(id=one.id, logprob=one.logprob) for one in token.top_logprobs
+        ],
+    )
 
 
-def act_to_proto(act: SteeringAct) -> generation_pb2.SteeringEvent:
-    """Writes one steering act."""
+def token_from_proto(message: generation_pb2.Token) -> Token:
+    """Reads one generated token."""
+    return Token(
+        message.id, message.logprob, tuple(TokenLogprob(one.id, one.logprob) for one in message.top_logprobs)
+    )
+
+
+def act_to_proto(act: SteeringAct, completion_index: int) -> generation_pb2.SteeringEvent:
+    """Writes one steering act of a completion."""
     message = generation_pb2.SteeringEvent(
         rule_index=act.rule_index,
         layers=act.layers,
-        match_token_count=act.match_tokens,
+        trigger=_TRIGGERS[act.trigger],
+        score=act.score,
+        completion_index=completion_index,
     )
     if act.step is not None:
         message.step = act.step
@@ -38,27 +69,32 @@ def act_to_proto(act: SteeringAct) -> generation_pb2.SteeringEvent:
 
 
 def act_from_proto(message: generation_pb2.SteeringEvent) -> SteeringAct:
-    """Reads one steering act."""
+    """Reads one steering act; of which completion it is, the message itself says."""
     place = message.WhichOneof("place")
     return SteeringAct(
         rule_index=message.rule_index,
         layers=tuple(message.layers),
         step=message.step if place == "step" else None,
         prompt_position=message.prompt_position if place == "prompt_position" else None,
-        match_tokens=message.match_token_count if message.HasField("match_token_count") else None,
+        trigger=_TRIGGERS_BACK[message.trigger],
+        score=message.score if message.HasField("score") else None,
     )
 
 
 def delta_to_proto(delta: StreamDelta) -> generation_pb2.TokenDelta:
     """Writes newly decoded tokens; their acts travel as messages of their own."""
     return generation_pb2.TokenDelta(
-        text=delta.text, tokens=[token_to_proto(token) for token in delta.tokens]
+        text=delta.text,
+        tokens=[token_to_proto(token) for token in delta.tokens],
+        completion_index=delta.index,
     )
 
 
 def delta_from_proto(message: generation_pb2.TokenDelta, acts: tuple[SteeringAct, ...] = ()) -> StreamDelta:
     """Reads newly decoded tokens, with the acts that came before them."""
-    return StreamDelta(message.text, tuple(Token(token.id, token.logprob) for token in message.tokens), acts)
+    return StreamDelta(
+        message.text, tuple(map(token_from_proto, message.tokens)), acts, message.completion_index
+    )
 
 
 def completion_to_proto(completion: Completion) -> generation_pb2.GenerateResult:
@@ -75,9 +111,10 @@ def completion_to_proto(completion: Completion) -> generation_pb2.GenerateResult
             first_token_duration=_duration(usage.first_token_seconds),
             total_duration=_duration(usage.total_seconds),
         ),
-        steering_events=[act_to_proto(act) for act in completion.acts],
+        steering_events=[act_to_proto(act, completion.index) for act in completion.acts],
         seed=completion.seed,
         request_id=completion.request_id,
+        completion_index=completion.index,
     )
     if completion.applied_steering is not None:
         message.applied_steering.CopyFrom(steering_to_proto(completion.applied_steering))
@@ -95,7 +132,7 @@ def completion_from_proto(message: generation_pb2.GenerateResult) -> Completion:
     usage = message.usage
     return Completion(
         text=message.text,
-        tokens=tuple(Token(token.id, token.logprob) for token in message.tokens),
+        tokens=tuple(map(token_from_proto, message.tokens)),
         finish_reason=_REASONS_BACK[message.finish_reason],
         usage=Usage(
             prompt_tokens=usage.prompt_token_count,
@@ -110,4 +147,5 @@ def completion_from_proto(message: generation_pb2.GenerateResult) -> Completion:
             steering_from_proto(message.applied_steering) if message.HasField("applied_steering") else None
         ),
         acts=tuple(act_from_proto(act) for act in message.steering_events),
+        index=message.completion_index,
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from steering.v1 import model_pb2, vector_pb2
-from steering_spec.admission import ModelFacts
-from steering_spec.resources import ModelInfo, VectorInfo, VectorLayer
+from steering_spec.facts import ModelFacts
+from steering_spec.resources import ModelInfo, VectorCentroids, VectorInfo, VectorLayer, VectorProbe
 
 
 def model_to_proto(info: ModelInfo) -> model_pb2.Model:
@@ -60,6 +60,14 @@ def vector_to_proto(info: VectorInfo) -> vector_pb2.Vector:
         context_count=info.context_count,
         min_match_token_count=info.min_match_tokens,
         metadata=info.metadata,
+        probes=[
+            vector_pb2.VectorProbe(layer=one.layer, threshold=one.threshold, auc=one.auc)
+            for one in info.probes
+        ],
+        centroids=[
+            vector_pb2.VectorCentroids(layer=one.layer, count=one.count, min_cosine=one.min_cosine)
+            for one in info.centroids
+        ],
     )
 
 
@@ -76,4 +84,22 @@ def vector_from_proto(message: vector_pb2.Vector) -> VectorInfo:
         context_count=message.context_count,
         min_match_tokens=message.min_match_token_count,
         metadata=dict(message.metadata),
+        probes=tuple(map(_probe_from_proto, message.probes)),
+        centroids=tuple(map(_centroids_from_proto, message.centroids)),
+    )
+
+
+def _probe_from_proto(message: vector_pb2.VectorProbe) -> VectorProbe:
+    return VectorProbe(
+        layer=message.layer,
+        threshold=message.threshold if message.HasField("threshold") else None,
+        auc=message.auc if message.HasField("auc") else None,
+    )
+
+
+def _centroids_from_proto(message: vector_pb2.VectorCentroids) -> VectorCentroids:
+    return VectorCentroids(
+        layer=message.layer,
+        count=message.count,
+        min_cosine=message.min_cosine if message.HasField("min_cosine") else None,
     )

@@ -29,20 +29,22 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request: generation_pb2.GenerateRequest,
         context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
     ) -> generation_pb2.GenerateResponse:
-        """Generates one completion."""
+        """Generates the completions of one prompt."""
         spec = self._spec(request.spec)
         with self._backlog.place():
-            completion = await self._model.generate(spec)
-        return generation_pb2.GenerateResponse(result=completion_to_proto(completion))
+            completions = await self._model.generate_many(spec)
+        return generation_pb2.GenerateResponse(results=map(completion_to_proto, completions))
 
     async def StreamGenerate(  # noqa: N802 -- the name of the RPC
         self,
         request: generation_pb2.StreamGenerateRequest,
         context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
-        """Generates one completion and streams it."""
+        """Generates the completions of one prompt and streams them."""
         spec = self._spec(request.spec)
-        async with aclosing(buffered(self._items(spec), self._stream_buffer)) as items:
+        # Every step of the engine gives an item for each completion.
+        size = self._stream_buffer * spec.sampling.n
+        async with aclosing(buffered(self._items(spec), size)) as items:
             async for item in items:
                 for message in _messages(item):
                     yield message
@@ -66,7 +68,7 @@ def _messages(item: StreamDelta | Completion) -> Iterator[generation_pb2.StreamG
     """The messages for one item: of a delta, first the acts that led to it."""
     if isinstance(item, StreamDelta):
         for act in item.acts:
-            yield generation_pb2.StreamGenerateResponse(steering_event=act_to_proto(act))
+            yield generation_pb2.StreamGenerateResponse(steering_event=act_to_proto(act, item.index))
         yield generation_pb2.StreamGenerateResponse(delta=delta_to_proto(item))
     else:
         yield generation_pb2.StreamGenerateResponse(result=completion_to_proto(item))

@@ -1,0 +1,127 @@
+"""Answers and descriptions survive protobuf."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steering.v1 import generation_pb2, vector_pb2
+from steering_spec import (
+    Completion,
+    FinishReason,
+    ModelFacts,
+    ModelInfo,
+    SteeringAct,
+    StreamDelta,
+    Token,
+    TokenLogprob,
+    TriggerKind,
+    Usage,
+    VectorCentroids,
+    VectorInfo,
+    VectorLayer,
+    VectorProbe,
+)
+from steering_spec.convert.completion import (
+    act_from_proto,
+    act_to_proto,
+    completion_from_proto,
+    completion_to_proto,
+    delta_from_proto,
+    delta_to_proto,
+)
+from steering_spec.convert.resources import (
+    model_from_proto,
+    model_to_proto,
+    vector_from_proto,
+    vector_to_proto,
+)
+from tests.support.specs import count, float32, float64, int64, steerings, text, tuples
+
+acts = st.builds(
+    SteeringAct,
+    count,
+    tuples(count),
+    step=count,
+    trigger=st.none() | st.sampled_from(TriggerKind),
+    score=st.none() | float64,
+) | st.builds(SteeringAct, count, tuples(count), prompt_position=count)
+tokens = st.builds(Token, count, float32, tuples(st.builds(TokenLogprob, count, float32)))
+seconds = st.integers(0, 10**12).map(lambda microseconds: microseconds / 1e6)
+completions = st.builds(
+    Completion,
+    text=text,
+    tokens=tuples(tokens),
+    finish_reason=st.sampled_from(FinishReason),
+    usage=st.builds(Usage, count, count, count, seconds, seconds),
+    seed=int64,
+    request_id=text,
+    applied_steering=st.none() | steerings,
+    acts=tuples(acts),
+    index=count,
+)
+
+
+@given(completions)
+def test_a_completion_survives_the_wire(completion: Completion) -> None:
+    data = completion_to_proto(completion).SerializeToString()
+    assert completion_from_proto(generation_pb2.GenerateResult.FromString(data)) == completion
+
+
+@given(completions)
+def test_the_acts_of_a_completion_say_of_which_it_is(completion: Completion) -> None:
+    events = completion_to_proto(completion).steering_events
+    assert [event.completion_index for event in events] == [completion.index] * len(completion.acts)
+
+
+@given(acts, count)
+def test_an_act_survives_the_wire_beside_its_completions_index(act: SteeringAct, index: int) -> None:
+    message = act_to_proto(act, index)
+    assert act_from_proto(message) == act
+    assert message.completion_index == index
+
+
+@given(text, tuples(tokens), tuples(acts), count)
+def test_a_delta_survives_the_wire_beside_its_acts(
+    words: str, new: tuple[Token, ...], done: tuple[SteeringAct, ...], index: int
+) -> None:
+    delta = StreamDelta(words, new, done, index)
+    assert delta_from_proto(delta_to_proto(delta), done) == delta
+
+
+def test_a_model_survives_the_wire() -> None:
+    info = ModelInfo(
+        ModelFacts("models/tiny", 3, 258, 64, 16, True), "Qwen3", 32, "float32", "c" * 64, "d" * 64
+    )
+    assert model_from_proto(model_to_proto(info)) == info
+
+
+PLAIN_VECTOR = VectorInfo(
+    "vectors/calm",
+    "e" * 64,
+    "one line",
+    "tiny",
+    (VectorLayer(0, 1.5, 10.0), VectorLayer(2, 0.1, 0.0)),
+    32,
+    "paired_difference",
+    7,
+    2,
+    {"created": '"2026-01-01"'},
+)
+
+
+def test_a_vector_survives_the_wire() -> None:
+    data = vector_to_proto(PLAIN_VECTOR).SerializeToString()
+    assert vector_from_proto(vector_pb2.Vector.FromString(data)) == PLAIN_VECTOR
+
+
+def test_probes_and_centroids_survive_the_wire_with_what_they_leave_unsaid() -> None:
+    info = replace(
+        PLAIN_VECTOR,
+        probes=(VectorProbe(0, 0.25, 0.9), VectorProbe(1, None, 0.0), VectorProbe(2, 0.5, None)),
+        centroids=(VectorCentroids(0, 3, -1.0), VectorCentroids(2, 1024, None)),
+    )
+    data = vector_to_proto(info).SerializeToString()
+    assert vector_from_proto(vector_pb2.Vector.FromString(data)) == info
