@@ -48,10 +48,13 @@ class SteeringHooks:
 
     A plan belongs to the thread that set it. Without one the hooks return at once, so forwards outside the engine
     (recording, scoring) are never touched, not even while the engine runs beside them.
+
+    Attributes:
+        table: The directions.
     """
 
     def __init__(self, blocks: nn.ModuleList, table: DirectionTable) -> None:
-        self._table = table
+        self.table = table
         self._of_thread = threading.local()
         self._handles = [
             block.register_forward_hook(
@@ -74,7 +77,7 @@ class SteeringHooks:
         if not plan:
             return None
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        steered = plan.apply(block, hidden[0], self._table)[None]
+        steered = plan.apply(block, hidden[0], self.table)[None]
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
     def remove(self) -> None:

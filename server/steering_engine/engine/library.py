@@ -18,6 +18,9 @@ sentence when an upgrade moves one of them. The seams:
   token ids; they are handed salted ids from the first page that a request may steer.
 - The names of a batch's rows (`input_ids`, `position_ids`, `logits_indices`): made up to whole tiles where rows have to
   have the same bits in any batch, and `config._experts_implementation`, switched for such forwards.
+- `ContinuousBatchingManager.distributed_helper`: processes that share a model make their caches together; from then on
+  the library knows of one alone, and the driver tells its followers what it does: `ModelRunner.compute_batch` and
+  `PagedAttentionCache.perform_cache_copy`. `ContinuousBatchingManager._handle_critical_error` names a lost process.
 - `BlockLedger.cached_blocks`: pages that nobody uses and that are only kept for sharing.
 
 The engine runs synchronously (no double buffering), so a context trigger sees every token before the next step.
@@ -37,10 +40,12 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.continuous_api import (
+    BackgroundThreadStatus,
     ContinuousBatchingManager,
     ContinuousBatchProcessor,
     OutputRouter,
 )
+from transformers.generation.continuous_batching.distributed import DistributedHelper
 from transformers.generation.continuous_batching.model_runner import ModelRunner
 from transformers.generation.continuous_batching.requests import (
     GenerationOutput,
@@ -50,12 +55,16 @@ from transformers.generation.continuous_batching.requests import (
 
 from steering_engine.blocks import SteeringHooks
 from steering_engine.engine import attention, sampling, stable_experts
+from steering_engine.engine.library_inputs import set_sizes, share_tensors
 from steering_engine.engine.limits import PAGE_TOKENS, EngineLimits
+from steering_engine.engine.messages import CopyPages, Message, PlainForward
 from steering_engine.engine.run import Run
 from steering_engine.engine.salt import salted_ids
 from steering_engine.engine.stability import AlignedActivations, row_tile, unstable_reason
+from steering_engine.engine.tensor_parallel import Followers
 from steering_engine.errors import EngineStoppedError, ModelError, NotFiniteError
 from steering_engine.loading import LoadedModel
+from steering_engine.sharding import splits_key_heads
 from steering_engine.steering.plan import BatchPlan
 from steering_spec import Token
 
@@ -63,6 +72,7 @@ from steering_spec import Token
 _TRIAL_PROMPTS = (3, 11)
 _TRIAL_TOKENS = 3
 _PAGED_EAGER = "paged|eager"
+_END_SECONDS = 30.0
 _TRIAL_TOLERANCE = {True: 1e-5, False: 3e-2}  # by whether the model runs in float32; BLOOM differs by 1e-4
 
 
@@ -106,6 +116,12 @@ class _SaltedCache(PagedAttentionCache):  # type: ignore[misc]
     """The paged cache, with pages shared only between requests that steer them alike."""
 
     runs: dict[str, Run]
+    followers: Followers | None
+
+    def perform_cache_copy(self, copy_src_and_dst: dict[str, tuple[list[int], list[int]]]) -> None:
+        if self.followers is not None:
+            self.followers.send(CopyPages(copy_src_and_dst))
+        super().perform_cache_copy(copy_src_and_dst)
 
     def search_prefix_match(self, request_id: str, prompt_ids: list[int]) -> int:
         run = self.runs.get(request_id)
@@ -130,6 +146,7 @@ class _Runner(ModelRunner):  # type: ignore[misc]
 
     hooks: SteeringHooks
     runs: list[Run]
+    followers: Followers | None
     implementation: str
     tile: int
     activations: AlignedActivations
@@ -151,8 +168,19 @@ class _Runner(ModelRunner):  # type: ignore[misc]
                 if future.has_new_token:
                     self.runs.append(state.run)
             offset += future.query_length
-        self.hooks.plan = plan
         layout = attention.PackedLayout(offset, tuple(ends), self.tile)
+        if self.followers is not None:
+            self.followers.forward(plan, layout, self.inputs_and_outputs, self.hooks.table)
+        self.forward(model, batch_data, plan, layout)
+
+    def forward(
+        self,
+        model: torch.nn.Module,
+        batch_data: dict[str, Any],
+        plan: BatchPlan,
+        layout: attention.PackedLayout,
+    ) -> None:
+        self.hooks.plan = plan
         if self.tile:
             for name in ("input_ids", "position_ids", "logits_indices"):
                 rows = batch_data[name]
@@ -242,15 +270,23 @@ class BatchLoad(NamedTuple):
 class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
     """The library's manager with our runner, cache and router in it, and the doors that the engine uses.
 
-    Making one tries the model, and raises RuntimeError when batches give other logits than ordinary forwards.
+    One that is started has to be tried before. In a follower of a shared model it only repeats what the driver does.
     """
 
+    distributed_helper: DistributedHelper
+
     def __init__(
-        self, loaded: LoadedModel, hooks: SteeringHooks, runs: dict[str, Run], limits: EngineLimits
+        self,
+        loaded: LoadedModel,
+        hooks: SteeringHooks,
+        runs: dict[str, Run],
+        limits: EngineLimits,
+        followers: Followers | None = None,
     ) -> None:
         stable_experts.register()
         self._hooks = hooks
         self._runs = runs
+        self._followers = followers
         self._eos_ids = _eos_ids(loaded)
         self._loaded = loaded
         self._limits = limits
@@ -265,14 +301,27 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
                 use_async_batching=False,
                 use_cuda_graph=False,
                 return_logprobs=True,
+                cpu_group_timeout=None,  # processes that share a model may take very different times to load it
             ),
         )
         self.output_router = _Router(runs)
-        self.batch_processor = self._create_batch_processor()
+        self.batch_processor = (
+            self._create_shared() if loaded.processes > 1 else self._create_batch_processor()
+        )
         if self.model.config._attn_implementation == _PAGED_EAGER:  # noqa: SLF001
             # For packed forwards alone; scoring, recording and the trial's ordinary forwards need the model's own.
             self.model.set_attn_implementation("eager")
-        self._try_model()
+
+    def _create_shared(self) -> ContinuousBatchProcessor:
+        """The processor of a model that several processes share; it never talks to the others afterwards."""
+        sharded = splits_key_heads(self.model.tp_plan)
+        # The library looks for two names in the plan, whatever it says of them.
+        self.distributed_helper.are_kv_heads_tp_ed = lambda: sharded
+        processor = self._create_batch_processor()
+        self.distributed_helper.destroy_cpu_comm_group()
+        self.distributed_helper = DistributedHelper(device_mesh=None, cpu_group_timeout=None)
+        processor.distributed_helper = self.distributed_helper
+        return processor
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
         """Per-request attention on a CPU; elsewhere what the library chooses."""
@@ -297,7 +346,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             return processor
         cache = processor.cache
         cache.__class__ = _SaltedCache  # adds no state of its own but the runs
-        cache.runs = self._runs
+        cache.runs, cache.followers = self._runs, self._followers
         runner = _Runner(
             logit_processor=processor.logit_processor,
             cb_config=processor.cb_config,
@@ -306,7 +355,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             do_sample=True,
             return_logprobs=True,
         )
-        runner.hooks, runner.runs = self._hooks, []
+        runner.hooks, runner.runs, runner.followers = self._hooks, [], self._followers
         runner.implementation = self.model.config._attn_implementation  # noqa: SLF001
         runner.tile = self._tile()
         runner.activations = AlignedActivations(self.model)
@@ -330,6 +379,12 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             raise ModelError(f"{type(self.model).__name__} can't be run deterministically: {reason}")
         return tile or 0
 
+    def _handle_critical_error(
+        self, error: Exception, batch_processor: ContinuousBatchProcessor | None
+    ) -> None:
+        loss = self._followers.loss() if self._followers is not None else None
+        super()._handle_critical_error(EngineStoppedError(loss) if loss else error, batch_processor)
+
     def _run_generation_loop(self) -> None:
         super()._run_generation_loop()
         # A hard stop drops requests that it has just taken from the queue, without a word to anybody.
@@ -348,7 +403,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         return goes_on
 
     @torch.no_grad()
-    def _try_model(self) -> None:
+    def try_model(self) -> None:
         """Compares forwards of a batch with ordinary ones, before the thread runs.
 
         Some architectures do their attention on their own, without asking which rows belong to which request. Their
@@ -372,8 +427,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             self._generation_step()
             names = [future.state.request_id for future in futures if future.has_new_token]
             for name, scores in zip(names, processor.model_runner.trial_scores, strict=False):
-                ids = torch.tensor([histories[name]], device=self.model.device)
-                ordinary = self.model(ids, use_cache=False).logits[0, -1]
+                ordinary = self._plain_logits(histories[name])
                 likeness = cosine_similarity(scores.double(), ordinary.double(), dim=0).item()
                 if not likeness > 1 - _TRIAL_TOLERANCE[self.model.dtype == torch.float32]:
                     raise RuntimeError(
@@ -381,6 +435,41 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
                     )
                 histories[name].append(0)
             processor.update_batch()
+
+    def _plain_logits(self, ids: list[int]) -> torch.Tensor:
+        """Logits `[vocab]` of the token after `ids`, by an ordinary forward."""
+        if self._followers is not None:
+            self._followers.send(PlainForward(ids))
+        rows = torch.tensor([ids], device=self.model.device)
+        logits: torch.Tensor = self.model(rows, use_cache=False).logits[0, -1]
+        return logits
+
+    @torch.no_grad()
+    def repeat(self, message: Message) -> None:
+        """Does what the driver does, in a follower."""
+        processor = self.batch_processor
+        if isinstance(message, PlainForward):
+            self._plain_logits(message.ids)
+        elif isinstance(message, CopyPages):
+            processor.cache.perform_cache_copy(message.pages)
+        else:
+            inputs, runner = processor.inputs_and_outputs, processor.model_runner
+            self._hooks.table.follow(message.rows)
+            set_sizes(inputs, message.sizes)
+            share_tensors(inputs)
+            if inputs.compute_stream is not None:
+                inputs.compute_stream.wait_stream(torch.accelerator.current_stream())
+            batch_data = inputs.get_model_kwargs(use_padding=runner.pad_inputs)
+            runner.forward(self.model, batch_data, message.plan, message.layout)
+            inputs.retrieve_device_outputs()
+
+    def lose(self, reason: str) -> None:
+        """Ends everything because a process of a shared model has ended; callable from any thread."""
+        for run in list(self._runs.values()):
+            if not run.done:
+                self.output_router.fail(run, reason)
+        self.background_thread_status.record_fatal_error(EngineStoppedError(reason))
+        self.background_thread_status.request_stop(BackgroundThreadStatus.HARD_STOP, 0)
 
     def enqueue(self, run: Run) -> None:
         """Hands a run to the thread.
@@ -412,7 +501,9 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         """Stops the thread at once; every run that is not done fails with EngineStoppedError."""
         self.output_router.closing = True
         if self.is_running():
-            self.stop(block=True, hard_stop=True)
+            # A thread that waits for devices of lost processes may never end.
+            limit = None if self._followers is None else _END_SECONDS
+            self.stop(block=True, timeout=limit, hard_stop=True)
 
     def wake_callers(self) -> None:
         """Tells callers that something has come: once per event loop and step, not once per token."""
