@@ -31,9 +31,14 @@ def test_other_hosts_need_a_decision(host: str) -> None:
 def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(StartError) as caught:
         ServerConfig(
-            model="", vectors=tmp_path / "none", port=70_000, max_queued=0, grace_seconds=float("nan")
+            model="",
+            vectors=tmp_path / "none",
+            port=70_000,
+            max_queued=0,
+            tensor_parallel=0,
+            grace_seconds=float("nan"),
         )
-    for word in ("no model", "vector directory", "port 70000", "max-queued", "grace"):
+    for word in ("no model", "vector directory", "port 70000", "max-queued", "tensor-parallel is 0", "grace"):
         assert word in str(caught.value)
 
 
