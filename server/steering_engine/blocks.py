@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,15 +44,20 @@ def find_blocks(model: Any) -> nn.ModuleList:
     return lists[outermost[0]]
 
 
-@torch.no_grad()
-def check_residual_stream(model: Any, blocks: nn.ModuleList) -> None:
+def check_residual_stream(
+    model: Any, blocks: nn.ModuleList, forward: Callable[[list[int]], torch.Tensor]
+) -> None:
     """Sees that every block gives one residual stream, which is what is steered.
+
+    Args:
+        model: The model.
+        blocks: Its blocks.
+        forward: Runs it on some ids.
 
     Raises:
         ModelError: A block gives something else (several streams, or one of another width).
     """
     width = model.config.get_text_config().hidden_size
-    ids = torch.zeros(1, 3, dtype=torch.long, device=model.device)
     found: dict[int, str] = {}
 
     def look(index: int, output: Any) -> None:
@@ -66,7 +72,7 @@ def check_residual_stream(model: Any, blocks: nn.ModuleList) -> None:
         for index, block in enumerate(blocks)
     ]
     try:
-        model(ids, use_cache=False)
+        forward([0, 0, 0])
     finally:
         for handle in handles:
             handle.remove()
@@ -87,10 +93,13 @@ class SteeringHooks:
 
     A plan belongs to the thread that set it. Without one the hooks return at once, so forwards outside the engine
     (recording, scoring) are never touched, not even while the engine runs beside them.
+
+    Attributes:
+        table: The directions.
     """
 
     def __init__(self, blocks: nn.ModuleList, table: DirectionTable) -> None:
-        self._table = table
+        self.table = table
         self._of_thread = threading.local()
         self._handles = [
             block.register_forward_hook(
@@ -113,7 +122,7 @@ class SteeringHooks:
         if plan is None:
             return None
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        steered = plan.apply(block, hidden[0], self._table)[None]
+        steered = plan.apply(block, hidden[0], self.table)[None]
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
     def remove(self) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from steering_engine.errors import ModelError, one_line
+from steering_engine.sharding import check_plan, check_processes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,6 +33,7 @@ class LoadedModel:
         tokenizer: Its fast tokenizer.
         config_digest: SHA-256 of what the configuration says about the architecture.
         tokenizer_digest: SHA-256 of the tokenizer's whole definition.
+        processes: How many processes hold a share of the weights; every forward has to run in all of them.
     """
 
     source: str
@@ -38,6 +41,7 @@ class LoadedModel:
     tokenizer: Any
     config_digest: str
     tokenizer_digest: str
+    processes: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +83,23 @@ class LoadedModel:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
 
-def load_model(source: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def check_source(source: str, device: str, dtype: str, processes: int) -> None:
+    """Makes sure that a model can be shared by several processes, before any of them is started.
+
+    Raises:
+        ModelError: It can't; the message says why.
+    """
+    check_processes(_target(device, dtype), processes)
+    config = _config(source)
+    try:
+        check_plan(config, processes)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _load_error(source, error) from error
+
+
+def load_model(source: str, device: str = "auto", dtype: str = "auto", processes: int = 1) -> LoadedModel:
     """Loads a causal language model and its fast tokenizer.
 
     Args:
@@ -87,28 +107,24 @@ def load_model(source: str, device: str = "auto", dtype: str = "auto") -> Loaded
         device: `auto` is CUDA when present, else the CPU; otherwise a torch device.
         dtype: `auto` is the checkpoint's own, except float16 checkpoints on a CPU, which run in float32; otherwise
             one of `DTYPES`.
+        processes: How many processes share the weights; each of them calls this, and they are in one process group.
 
     Raises:
         ModelError: It can't be loaded; the message says why.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}; expected auto, {', '.join(DTYPES)}")
-    target = _device(device)
-    path = Path(source)
-    if path.exists() and not (path / "config.json").is_file():
-        raise ModelError(f"{source}: no model folder (it has no config.json)")
-    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
-        raise ModelError(f"{source}: no such folder (and not an id of the form owner/name)")
+    target = _target(device, dtype)
+    config = _config(source)
     transformers_logging.disable_progress_bar()  # a bar of a second's work would spoil the caller's own output
+    shared = {"distributed_config": DistributedConfig(tp_size=processes)} if processes > 1 else {}
     try:
-        config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model, report = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True
+            source, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True, **shared
         )
-        model = model.to(target)
+        if not shared:  # else each process has loaded its share to its own device
+            model = model.to(target)
     except Exception as error:
-        raise ModelError(f"{source}: can't be loaded: {one_line(error)}") from error
+        raise _load_error(source, error) from error
     if missing := sorted(report["missing_keys"]):
         # The library fills them with random numbers, and only warns.
         raise ModelError(f"{source}: the checkpoint lacks {len(missing)} weights, the first {missing[0]}")
@@ -125,7 +141,20 @@ def load_model(source: str, device: str = "auto", dtype: str = "auto") -> Loaded
         tokenizer=tokenizer,
         config_digest=config_digest(config),
         tokenizer_digest=hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        processes=processes,
     )
+
+
+def _config(source: str) -> Any:
+    path = Path(source)
+    if path.exists() and not (path / "config.json").is_file():
+        raise ModelError(f"{source}: no model folder (it has no config.json)")
+    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        raise ModelError(f"{source}: no such folder (and not an id of the form owner/name)")
+    try:
+        return AutoConfig.from_pretrained(source)
+    except Exception as error:
+        raise _load_error(source, error) from error
 
 
 def config_digest(config: Any) -> str:
@@ -146,6 +175,16 @@ def weights_digest(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tuple(weight.shape)} ".encode())
         digest.update(flat[::step][:_SAMPLED_NUMBERS].double().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _load_error(source: str, error: Exception) -> ModelError:
+    return ModelError(f"{source}: can't be loaded: {one_line(error)}")
+
+
+def _target(device: str, dtype: str) -> torch.device:
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}; expected auto, {', '.join(DTYPES)}")
+    return _device(device)
 
 
 def _device(name: str) -> torch.device:

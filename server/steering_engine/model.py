@@ -16,8 +16,10 @@ from steering_engine.completions import GrowingCompletion
 from steering_engine.engine.base import Engine, EngineRequest, EngineStats, Sampling
 from steering_engine.engine.continuous import ContinuousEngine
 from steering_engine.engine.limits import EngineLimits
-from steering_engine.errors import EngineStoppedError
-from steering_engine.loading import LoadedModel, load_model
+from steering_engine.engine.stability import SHARED
+from steering_engine.engine.tensor_parallel import Followers
+from steering_engine.errors import EngineStoppedError, ModelError
+from steering_engine.loading import LoadedModel, check_source, load_model
 from steering_engine.prompts import is_long, prompt_ids
 from steering_engine.steering.compile import compile_plan
 from steering_engine.steering.plan import SteeringPlan
@@ -48,13 +50,15 @@ class SteeredModel:
         engine: The engine, for callers that have ids and plans already (rollouts).
     """
 
-    def __init__(self, loaded: LoadedModel, name: str, limits: EngineLimits) -> None:
+    def __init__(
+        self, loaded: LoadedModel, name: str, limits: EngineLimits, followers: Followers | None = None
+    ) -> None:
         self.loaded = loaded
         rows = limits.vector_rows(loaded.block_count, loaded.hidden_size)
         table = DirectionTable(loaded.block_count, loaded.hidden_size, loaded.device, rows)
         self.vectors = VectorRegistry(loaded, table)
         self.info = _describe(loaded, name, limits)
-        self.engine: Engine = ContinuousEngine(loaded, table, limits)
+        self.engine: Engine = ContinuousEngine(loaded, table, limits, followers)
         self._counter = itertools.count()
 
     @classmethod
@@ -66,6 +70,7 @@ class SteeredModel:
         device: str = "auto",
         dtype: str = "auto",
         limits: EngineLimits | None = None,
+        tensor_parallel: int = 1,
     ) -> SteeredModel:
         """Loads a model and starts its engine.
 
@@ -75,12 +80,22 @@ class SteeredModel:
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
             limits: Explicit bounds; None takes the defaults.
+            tensor_parallel: Processes that share the model, each with a device of its own. This one is the first; the
+                others are started here and end when the model is closed.
 
         Raises:
             ModelError: The model can't be loaded or can't be run; the message says why.
         """
-        loaded = load_model(source, device, dtype)
-        return cls(loaded, name or Path(source).resolve().name, limits or EngineLimits())
+        name = name or Path(source).resolve().name
+        limits = limits or EngineLimits()
+        if tensor_parallel == 1:
+            return cls(load_model(source, device, dtype), name, limits)
+        check_source(source, device, dtype, tensor_parallel)
+        if limits.deterministic:
+            raise ModelError(f"{source} can't be run deterministically: {SHARED}")
+        followers = Followers.start(source, device, dtype, limits, tensor_parallel)
+        with followers.guard():
+            return cls(load_model(source, device, dtype, tensor_parallel), name, limits, followers)
 
     async def generate(self, spec: GenerationSpec) -> Completion:
         """Makes one completion. Raises what `stream` raises, and ValueError for a spec that asks for several."""

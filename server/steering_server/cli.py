@@ -38,6 +38,14 @@ def serve(
     port: Annotated[int, _option("--port", "Port to listen on; 0 takes a free one.")] = defaults.DEFAULT_PORT,
     device: Annotated[str, _option("--device", "auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, _option("--dtype", "auto, float32, bfloat16 or float16.")] = "auto",
+    tensor_parallel: Annotated[
+        int,
+        _option(
+            "--tensor-parallel",
+            "Devices that share the model, by transformers' own plan for it; the server starts a process for each.",
+            min=1,
+        ),
+    ] = 1,
     max_concurrent: Annotated[
         int | None, _option("--max-concurrent", "Requests decoded at once; more wait.", min=1)
     ] = None,
@@ -104,6 +112,7 @@ def serve(
             port=port,
             device=device,
             dtype=dtype,
+            tensor_parallel=tensor_parallel,
             max_concurrent=max_concurrent,
             max_context=max_context,
             cache_tokens=cache_tokens,

@@ -26,6 +26,7 @@ class ServerConfig:
         port: Port to listen on; 0 takes a free one.
         device: `auto`, or what torch calls it.
         dtype: `auto`, or what torch calls it.
+        tensor_parallel: Devices that share the model, each with a process of its own.
         max_concurrent: Requests decoded at once; None means the engine's default, here and below.
         max_context: Most prompt plus generated tokens of a request.
         cache_tokens: Tokens that the KV cache holds.
@@ -49,6 +50,7 @@ class ServerConfig:
     port: int = DEFAULT_PORT
     device: str = "auto"
     dtype: str = "auto"
+    tensor_parallel: int = 1
     max_concurrent: int | None = None
     max_context: int | None = None
     cache_tokens: int | None = None
@@ -85,6 +87,7 @@ class ServerConfig:
                 "use 127.0.0.1, or --insecure to let everyone who reaches the port use the model"
             )
         at_least_one = {
+            "tensor-parallel": self.tensor_parallel,
             "max-concurrent": self.max_concurrent,
             "max-context": self.max_context,
             "cache-tokens": self.cache_tokens,

@@ -59,6 +59,7 @@ def load_model(config: ServerConfig) -> SteeredModel:
         name=DEMO if config.model == DEMO else "",
         device=config.device,
         dtype=config.dtype,
+        tensor_parallel=config.tensor_parallel,
         limits=EngineLimits(**{name: value for name, value in limits.items() if value is not None}),
     )
     if config.vectors is not None:

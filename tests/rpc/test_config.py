@@ -36,9 +36,11 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
             port=70_000,
             max_queued=0,
             vector_table_bytes=0,
+            tensor_parallel=0,
             grace_seconds=float("nan"),
         )
-    for word in ("no model", "vector directory", "port 70000", "max-queued", "vector-table-bytes", "grace"):
+    faults = ("no model", "vector directory", "port 70000", "max-queued", "vector-table-bytes")
+    for word in (*faults, "tensor-parallel is 0", "grace"):
         assert word in str(caught.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steering.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
-from tests.support.server import server_process, wait_until
+from tests.support.processes import descendants, processes
+from tests.support.server import LiveServer, server_process, wait_until
 from tests.support.statuses import code_of, failure
 
 
@@ -196,7 +199,52 @@ def test_help_names_every_variable_and_needs_no_torch() -> None:
         "LOG_FORMAT",
         "MAX_QUEUED",
         "INSECURE",
+        "TENSOR_PARALLEL",
         "DETERMINISTIC",
         "VECTOR_TABLE_BYTES",
     ):
         assert f"STEERING_SERVER_{name}" in run.stdout
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a model is shared by accelerators then")
+class TestTensorParallel:
+    def test_two_processes_serve_one_model_and_end_together(
+        self, model_folder: Path, vector_folder: Path, live: LiveServer
+    ) -> None:
+        request = stream_request(20)
+        request.spec.steering.rules.add(vector="calm")
+        with live.channel() as channel:
+            *_, expected = generation_pb2_grpc.GenerationServiceStub(channel).StreamGenerate(request)
+        options = ["--vectors", str(vector_folder), "--log-format", "json", "--tensor-parallel", "2"]
+        with (
+            server_process("--model", str(model_folder), "--port", "0", *options) as server,
+            grpc.insecure_channel(server.address()) as channel,
+        ):
+            service = generation_pb2_grpc.GenerationServiceStub(channel)
+            *_, shared = service.StreamGenerate(request)
+            assert shared.result.text == expected.result.text
+            followers = descendants(server.process.pid)
+            assert len(followers) == 1
+            # A service manager signals every process of a service; a stream is finished all the same.
+            running = service.StreamGenerate(stream_request(100))
+            next(running)
+            for process in (*followers, server.process.pid):
+                os.kill(process, signal.SIGTERM)
+            assert list(running)[-1].HasField("result")
+            code, out, err = server.end()
+        assert (code, out) == (0, "")
+        assert not followers & set(processes())
+        assert all(json.loads(line)["level"] in {"INFO", "WARNING"} for line in err.splitlines())
+
+    def test_a_killed_server_leaves_no_process_behind(self, model_folder: Path) -> None:
+        with (
+            server_process("--model", str(model_folder), "--port", "0", "--tensor-parallel", "2") as server,
+            grpc.insecure_channel(server.address()) as channel,
+        ):
+            running = generation_pb2_grpc.GenerationServiceStub(channel).StreamGenerate(stream_request(8000))
+            next(running)
+            followers = descendants(server.process.pid)
+            assert len(followers) == 1
+            server.signal(signal.SIGKILL)
+            server.end()
+            wait_until(lambda: not followers & set(processes()))

@@ -60,16 +60,13 @@ def test_a_plan_belongs_to_the_thread_that_set_it() -> None:
 class TwoStreams(nn.Module):
     """A model whose blocks pass two residual streams on."""
 
-    device = torch.device("cpu")
-
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(nn.Identity() for _ in range(2))
 
-    def forward(self, ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
-        assert not use_cache
-        streams = torch.zeros(*ids.shape, 2, self.config.hidden_size)
+    def forward(self, ids: list[int]) -> torch.Tensor:
+        streams = torch.zeros(1, len(ids), 2, self.config.hidden_size)
         for block in self.blocks:
             streams = block(streams)
         return streams
@@ -81,9 +78,14 @@ def test_a_block_that_gives_no_residual_stream_is_told_by_its_number() -> None:
         ModelError,
         match=r"TwoStreams: block 0 gives shape \[1, 3, 2, 32\], expected a residual stream \[1, 3, 32\]",
     ):
-        check_residual_stream(model, model.blocks)
+        check_residual_stream(model, model.blocks, model)
 
 
 def test_the_blocks_of_a_decoder_give_its_residual_stream() -> None:
     model = tiny_model("gpt2")
-    check_residual_stream(model, find_blocks(model))
+
+    def forward(ids: list[int]) -> torch.Tensor:
+        logits: torch.Tensor = model(torch.tensor([ids])).logits
+        return logits
+
+    check_residual_stream(model, find_blocks(model), forward)

@@ -15,20 +15,28 @@ from steering_engine.steering.ops import Effect
 from steering_engine.steering.plan import SteeringPlan
 from steering_engine.steering.state import SteeringState
 from steering_engine.steering.table import DirectionTable
+from steering_engine.steering.triggers import Reading
+from steering_engine.vectors.file import encode_vector
 from steering_engine.vectors.registry import VectorRegistry
 from steering_spec import (
+    Clamp,
     Clause,
+    ConflictPolicy,
     ContextTrigger,
     Phase,
     Positions,
+    ProbeTrigger,
     Selector,
+    SimilarityTrigger,
     SteeringAct,
     SteeringRule,
     SteeringSpec,
+    Trigger,
     TriggerKind,
 )
 from tests.support.models import save_tiny_model
-from tests.support.vectors import save_random_vector
+from tests.support.steering import probability
+from tests.support.vectors import random_vector, save_random_vector
 
 PROMPT = (10, 11, 12, 13, 14)
 CPU = torch.device("cpu")
@@ -209,3 +217,58 @@ class TestHooks:
         with_hooks = logits(loaded, PROMPT)
         hooks.remove()
         assert torch.equal(logits(loaded, PROMPT), with_hooks)
+
+
+class TestChoosingWhatIsRead:
+    """A trigger that names no block reads the best probe, or the last centroids, that it may."""
+
+    @pytest.fixture(scope="class")
+    def registry(self, loaded: LoadedModel, table: DirectionTable) -> VectorRegistry:
+        registry = VectorRegistry(loaded, table)
+        torch.manual_seed(0)
+        weights = torch.randn(4, loaded.hidden_size)
+        vector = random_vector(
+            loaded,
+            "read",
+            [1, 2],
+            probes={block: (weights[block], 0.25) for block in range(3)},
+            probe_threshold={0: 0.6, 1: 0.7},
+            probe_auc={0: 0.9, 1: 0.8, 2: 0.99},
+            centroids={0: weights[:2], 1: weights[2:]},
+            centroid_min_cosine={0: 0.5},
+        )
+        registry.load("read", encode_vector(vector))
+        return registry
+
+    @pytest.mark.parametrize(
+        ("trigger", "layers", "expected"),
+        [
+            (ProbeTrigger(), (1, 2), ProbeTrigger(0, 0.6)),
+            (ProbeTrigger(threshold=0.3), (2,), ProbeTrigger(2, 0.3)),
+            (ProbeTrigger(), (2,), ProbeTrigger(0, 0.6)),  # block 2 has the best probe, but no threshold
+            (ProbeTrigger(1), (1, 2), ProbeTrigger(1, 0.7)),
+            (SimilarityTrigger(), (1,), SimilarityTrigger(0, 0.5)),
+            (SimilarityTrigger(min_cosine=0.1), (1,), SimilarityTrigger(1, 0.1)),
+        ],
+    )
+    def test_the_applied_steering_says_what_is_read(
+        self, trigger: Trigger, layers: tuple[int, ...], expected: Trigger, registry: VectorRegistry
+    ) -> None:
+        plan = compile_plan(rules(SteeringRule("read", layers=layers, trigger=trigger)), registry, PROMPT)
+        assert plan.applied.rules[0].trigger == expected
+
+    def test_a_threshold_is_compared_as_a_logit(self, registry: VectorRegistry) -> None:
+        plan = compile_plan(rules(SteeringRule("read", trigger=ProbeTrigger(1, 0.7))), registry, PROMPT)
+        trigger = plan.rules[0].trigger
+        assert trigger is not None
+        assert isinstance(trigger.condition, Reading)
+        assert probability(trigger.condition.threshold) == pytest.approx(0.7)
+        assert trigger.condition.bias == 0.25
+
+    def test_clamps_act_last_unless_the_first_takes_the_row(self, registry: VectorRegistry) -> None:
+        given = (SteeringRule("read", operation=Clamp(max=1.0)), SteeringRule("read"))
+        sequential = compile_plan(SteeringSpec(given), registry, PROMPT)
+        assert [rule.index for rule in sequential.rules] == [1, 0]
+        first = compile_plan(SteeringSpec(given, ConflictPolicy.FIRST), registry, PROMPT)
+        assert [rule.index for rule in first.rules] == [0, 1]
+        assert (sequential.exclusive, first.exclusive) == (False, True)

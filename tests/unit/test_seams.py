@@ -25,6 +25,7 @@ from transformers.generation.continuous_batching.continuous_api import (
     ContinuousBatchProcessor,
     OutputRouter,
 )
+from transformers.generation.continuous_batching.distributed import DistributedHelper
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.generation.continuous_batching.model_runner import ModelRunner
 from transformers.generation.continuous_batching.requests import (
@@ -38,6 +39,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
+from steering_engine.engine.library.inputs import SIZES
 from tests.support.models import tiny_model
 
 METHODS: list[tuple[Callable[..., Any], list[str]]] = [
@@ -48,6 +50,7 @@ METHODS: list[tuple[Callable[..., Any], list[str]]] = [
     (ContinuousBatchingManager._create_batch_processor, ["self"]),
     (ContinuousBatchingManager._generation_loop_body, ["self", "batch_processor", "bootstrapping"]),
     (ContinuousBatchingManager._generation_step, ["self"]),
+    (ContinuousBatchingManager._handle_critical_error, ["self", "error", "batch_processor"]),
     (ContinuousBatchingManager._run_generation_loop, ["self"]),
     (ContinuousBatchingManager.switch_to_cb_friendly_attn, ["self", "model", "auto_switch_to_flash"]),
     (ContinuousBatchingManager.cancel_request, ["self", "request_id"]),
@@ -75,13 +78,21 @@ METHODS: list[tuple[Callable[..., Any], list[str]]] = [
     (PagedAttentionCache.search_prefix_match, ["self", "request_id", "prompt_ids"]),
     (PagedAttentionCache.mark_complete_blocks, ["self", "state", "complete_blocks"]),
     (PagedAttentionCache.compute_free_capacity, ["self", "relative"]),
+    (PagedAttentionCache.perform_cache_copy, ["self", "copy_src_and_dst"]),
     (PagedAttentionCache.update, ["self", "key_states", "value_states", "layer_idx", "kwargs"]),
     (CacheAllocator.mark_complete_blocks, ["self", "request_id", "token_ids", "new_new_blocks"]),
+    (ContinuousBatchingIOs.get_model_kwargs, ["self", "use_padding"]),
+    (ContinuousBatchingIOs.retrieve_device_outputs, ["self"]),
+    (DistributedHelper.__init__, ["self", "device_mesh", "cpu_group_timeout", "tp_plan"]),
+    (DistributedHelper.are_kv_heads_tp_ed, ["self"]),
+    (DistributedHelper.destroy_cpu_comm_group, ["self"]),
     (OutputRouter.deliver, ["self", "output"]),
     (OutputRouter.deliver_batch, ["self", "outputs"]),
     (Scheduler.add_waiting_request, ["self", "state"]),
     (BackgroundThreadStatus.clear, ["self"]),
     (BackgroundThreadStatus.can_accept_new_requests, ["self"]),
+    (BackgroundThreadStatus.record_fatal_error, ["self", "error"]),
+    (BackgroundThreadStatus.request_stop, ["self", "status", "global_rank"]),
 ]
 
 
@@ -161,7 +172,18 @@ CALLS: list[tuple[type, str, dict[str, str]]] = [
             "self._create_batch_processor()": "the thread takes the processor that was made",
             "self._generation_loop_body(": "callers are woken after every step",
             "mark_as_stopped()": "a thread that ended accepts nothing",
+            "self._handle_critical_error(": "a lost process is named as the reason",
         },
+    ),
+    (
+        ContinuousBatchProcessor,
+        "_update_tp_group_state",
+        {"self.distributed_helper.tp_all_reduce_state(": "processes that share a model are not asked"},
+    ),
+    (
+        PagedAttentionCache,
+        "__init__",
+        {"distributed_helper.are_kv_heads_tp_ed()": "the cache holds the heads that the process computes"},
     ),
     (
         ContinuousBatchingManager,
@@ -192,15 +214,24 @@ ATTRIBUTES: list[tuple[type, list[str]]] = [
         ContinuousBatchingManager,
         [
             "input_queue", "output_router", "batch_processor", "background_thread_status",
-            "_wake_up_loop", "_generation_thread", "model",
+            "_wake_up_loop", "_generation_thread", "model", "distributed_helper",
         ],
     ),
     (
         ContinuousBatchProcessor,
-        ["cache", "scheduler", "model_runner", "inputs_and_outputs", "logit_processor", "cb_config"],
+        [
+            "cache", "scheduler", "model_runner", "inputs_and_outputs", "logit_processor", "cb_config",
+            "distributed_helper",
+        ],
     ),
-    (ModelRunner, ["inputs_and_outputs"]),
-    (ContinuousBatchingIOs, ["requests_in_batch", "output_ids"]),
+    (ModelRunner, ["inputs_and_outputs", "pad_inputs"]),
+    (
+        ContinuousBatchingIOs,
+        [
+            "requests_in_batch", "output_ids", "compute_stream",
+            *SIZES, "_bulk_input_tensor", "block_table", "write_index_storage", "read_index_storage", "attention_mask",
+        ],
+    ),
     (PagedAttentionCache, ["cache_allocators", "num_blocks", "use_prefix_sharing"]),
     (CacheAllocator, ["ledger"]),
     (BlockLedger, ["cached_blocks", "hash_to_block"]),
@@ -208,7 +239,7 @@ ATTRIBUTES: list[tuple[type, list[str]]] = [
     (RequestState, ["status", "position_offset", "initial_tokens", "generated_tokens", "request_id", "num_children"]),
     (FutureRequestState, ["state", "has_new_token", "query_length", "complete_blocks"]),
     (GenerationOutput, ["request_id", "error"]),
-    (BackgroundThreadStatus, ["fatal_error"]),
+    (BackgroundThreadStatus, ["fatal_error", "HARD_STOP"]),
 ]  # fmt: skip
 
 
@@ -261,6 +292,7 @@ def test_the_configuration_has_the_fields_that_are_set() -> None:
         use_async_batching=False,
         use_cuda_graph=False,
         return_logprobs=True,
+        cpu_group_timeout=None,
     )
     GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
 
@@ -295,6 +327,12 @@ def test_a_batch_names_its_rows_as_the_engine_makes_them_up_to_tiles() -> None:
     source = inspect.getsource(ContinuousBatchingIOs.get_model_kwargs)
     for name in ("input_ids", "position_ids", "logits_indices", "cu_seq_lens_q", "cu_seq_lens_k"):
         assert f"{name}=" in source, f"a batch no longer has {name}"
+
+
+def test_inputs_are_described_by_all_that_the_library_itself_hands_from_the_host_to_a_device() -> None:
+    source = inspect.getsource(ContinuousBatchingIOs._transfer_inputs)
+    handed = {part.split()[0] for part in source.split("            other.")[0].split("other.")[1:]}
+    assert handed - {"_bulk_input_tensor"} == set(SIZES), "a batch is described by other attributes now"
 
 
 def test_the_loop_waits_on_an_event_that_can_be_set() -> None:

@@ -7,17 +7,20 @@ the next step. What touches the library itself is in `steering_engine.engine.lib
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from steering_engine.blocks import SteeringHooks, check_residual_stream, find_blocks
+from steering_engine.blocks import SteeringHooks, find_blocks
 from steering_engine.engine.base import EngineChunk, EngineRequest, EngineStats
-from steering_engine.engine.library import BatchManager, child_key
+from steering_engine.engine.library.manager import BatchManager
+from steering_engine.engine.library.states import child_key
 from steering_engine.engine.limits import EngineLimits
 from steering_engine.engine.run import Run
+from steering_engine.engine.tensor_parallel import Followers
 from steering_engine.engine.text import TextStream
 from steering_engine.errors import ModelError, one_line
 from steering_engine.loading import LoadedModel
@@ -29,14 +32,27 @@ _SEEDS = 1 << 63  # as many on either side of 0
 class ContinuousEngine:
     """`Engine` over continuous batching. One model, one background thread; see `steering_engine.engine.base`."""
 
-    def __init__(self, loaded: LoadedModel, table: DirectionTable, limits: EngineLimits) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        table: DirectionTable,
+        limits: EngineLimits,
+        followers: Followers | None = None,
+    ) -> None:
         """Prepares the model and starts the engine's thread.
+
+        Args:
+            loaded: The model.
+            table: The directions that plans refer to.
+            limits: Bounds.
+            followers: The other processes that share the model; closing the engine closes them.
 
         Raises:
             ModelError: The library's continuous batching can't run this model.
         """
         self._loaded = loaded
         self._limits = limits
+        self._followers = followers
         self._runs: dict[str, Run] = {}  # by key
         self._running: dict[str, Run] = {}  # by the request's own id
         self._counter = itertools.count()
@@ -46,8 +62,8 @@ class ContinuousEngine:
         self._hooks = SteeringHooks(find_blocks(loaded.model), table)
         self._attention = loaded.model.config._attn_implementation  # noqa: SLF001
         try:
-            check_residual_stream(loaded.model, find_blocks(loaded.model))
-            self._manager = BatchManager(loaded, self._hooks, self._runs, limits)
+            self._manager = BatchManager(loaded, self._hooks, self._runs, limits, followers)
+            self._manager.try_model()
         except ModelError:
             self._restore_model()
             raise
@@ -56,6 +72,11 @@ class ContinuousEngine:
             raise ModelError(
                 f"{type(loaded.model).__name__} can't be run in batches: {one_line(error)}"
             ) from error
+        if followers is not None:
+            followers.on_loss = self._manager.lose
+            followers.check()
+            # A program that forgets to close its engine still ends well; torch would abort it, its group being open.
+            atexit.register(self._stop)
         self._manager.start()
 
     async def submit(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
@@ -179,6 +200,9 @@ class ContinuousEngine:
     def _stop(self) -> None:
         with self._stop_lock:
             self._manager.end()
+            if self._followers is not None:
+                self._followers.close()
+                atexit.unregister(self._stop)
             self._restore_model()
 
     def _restore_model(self) -> None:

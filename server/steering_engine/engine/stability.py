@@ -22,6 +22,9 @@ from steering_engine.engine import attention
 from steering_engine.engine.stable_attention import Segments, attend
 from steering_engine.loading import LoadedModel
 
+SHARED = "several processes share it, and how they sum depends on the batch"
+"""Why a model that several processes share promises nothing."""
+
 TILES = (4, 8, 16, 32)
 """Tiles that are tried; the smallest that works wastes the least."""
 _TILE_COUNTS = (1, 2, 3, 5, 8, 13, 16, 31, 64)
@@ -35,6 +38,8 @@ _PROMPT = 300  # several blocks of keys
 
 def unstable_reason(loaded: LoadedModel) -> str | None:
     """Why the rows of this model can't have the same bits in every batch; None when they may."""
+    if loaded.processes > 1:
+        return SHARED
     if loaded.device.type != "cpu":
         return f"it runs on {loaded.device.type}, where products depend on the batch; a CPU is needed"
     if loaded.model.dtype != torch.float32:

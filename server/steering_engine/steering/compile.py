@@ -25,6 +25,7 @@ from steering_spec import (
     TriggerKind,
     VectorRef,
 )
+from steering_spec.trigger_admission import readable_blocks
 
 _T = TypeVar("_T")
 
@@ -73,15 +74,13 @@ def _canonical_trigger(trigger: Trigger, registered: RegisteredVector, first_lay
     if isinstance(trigger, ProbeTrigger):
         layer = trigger.layer
         if layer is None:
-            layer = max(
-                (block for block in registered.probes if block <= first_layer),
-                key=lambda block: (registered.probes[block].auc or 0.0, block),
-            )
+            readable = readable_blocks(registered.facts.probes, first_layer, trigger.threshold)
+            layer = max(readable, key=lambda block: (registered.probes[block].auc or 0.0, block))
         threshold = registered.probes[layer].threshold if trigger.threshold is None else trigger.threshold
         return dataclasses.replace(trigger, layer=layer, threshold=threshold)
     layer = trigger.layer
     if layer is None:
-        layer = max(block for block in registered.centroids if block <= first_layer)
+        layer = max(readable_blocks(registered.facts.centroids, first_layer, trigger.min_cosine))
     least = registered.centroids[layer].min_cosine if trigger.min_cosine is None else trigger.min_cosine
     return dataclasses.replace(trigger, layer=layer, min_cosine=least)
 

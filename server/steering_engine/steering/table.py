@@ -11,9 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from steering_engine.errors import ModelError, VectorTableFullError
+from steering_engine.steering.changes import RowChanges
 
 DEFAULT_CAPACITY = 16_384
 """Rows of each block where nothing else is said."""
+
+Rows = dict[int, tuple[list[int], torch.Tensor]]
+"""Some rows of a table on the CPU: by block, their slots and `[n, hidden]`."""
 
 
 class DirectionTable:
@@ -41,6 +45,7 @@ class DirectionTable:
         # Views made once: a block's tensor is then the same object whenever it is asked for.
         self._rows = _zeros((block_count, capacity, hidden_size), device).unbind()
         self._slots = [_Slots(capacity) for _ in range(block_count)]
+        self._changes = RowChanges()
         self._lock = threading.Lock()
 
     def add(self, block: int, row: torch.Tensor) -> int:
@@ -68,6 +73,8 @@ class DirectionTable:
                 for block, slots in taken.items():
                     self._slots[block].give_back(slots)
                 raise
+            for block, slots in taken.items():
+                self._changes.note(block, slots)
             return taken
 
     def release(self, block: int, slots: Iterable[int]) -> None:
@@ -91,6 +98,21 @@ class DirectionTable:
     def rows(self, block: int) -> torch.Tensor:
         """All rows of a block, `[capacity, hidden]` float32, at an address that never changes; not to be written."""
         return self._rows[block]
+
+    def written_since(self, count: int) -> tuple[int, Rows]:
+        """What was written after the first `count` writes, and how many writes there are now."""
+        if count == self._changes.count:
+            return count, {}
+        with self._lock:
+            slots = self._changes.since(count)
+            rows = {block: (own, self._rows[block][own].cpu()) for block, own in slots.items()}
+            return self._changes.count, rows
+
+    def follow(self, rows: Rows) -> None:
+        """Writes rows to the slots that they have in the table of another process."""
+        with self._lock:
+            for block, (slots, directions) in rows.items():
+                self._rows[block][slots] = directions.to(self._rows[block])
 
     def _check_room(self, rows: Mapping[int, torch.Tensor]) -> None:
         block = max(rows, key=lambda block: len(rows[block]) - self._slots[block].free)

@@ -1,0 +1,55 @@
+"""The paged cache, with its two doors of prefix sharing salted."""
+
+from __future__ import annotations
+
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
+
+from steering_engine.engine.library.states import State
+from steering_engine.engine.limits import PAGE_TOKENS
+from steering_engine.engine.messages import CopyPages
+from steering_engine.engine.run import Run
+from steering_engine.engine.salt import salted_ids
+from steering_engine.engine.tensor_parallel import Followers
+
+
+class SaltedCache(PagedAttentionCache):  # type: ignore[misc]
+    """The paged cache, with pages shared only between requests that steer them alike."""
+
+    runs: dict[str, Run]
+    followers: Followers | None
+
+    def perform_cache_copy(self, copy_src_and_dst: dict[str, tuple[list[int], list[int]]]) -> None:
+        """Copies pages, here and in the followers of a shared model."""
+        if self.followers is not None:
+            self.followers.send(CopyPages(copy_src_and_dst))
+        super().perform_cache_copy(copy_src_and_dst)
+
+    def search_prefix_match(self, request_id: str, prompt_ids: list[int]) -> int:
+        """Tokens of a prompt whose pages are there, steered as this request is."""
+        run = self.runs.get(request_id)
+        if run is None:  # already cancelled; its steering is unknown here, so nothing may be shared
+            return 0
+        ids = salted_ids(prompt_ids, run.request.plan, PAGE_TOKENS, run.marks)
+        if run.copies:
+            # The library copies a request after a forward with all of its prompt's tokens but one; there has to be one
+            # for that forward.
+            ids = ids[:-1]
+        matched: int = super().search_prefix_match(request_id, ids)
+        return matched
+
+    def mark_complete_blocks(self, state: RequestState, complete_blocks: dict[str, int]) -> None:
+        """Lets pages that are complete be found by requests that are steered alike."""
+        run = state.run if isinstance(state, State) else None
+        if (
+            run is None
+            or run.request.plan is None
+            or not complete_blocks
+            or state.status == RequestStatus.FINISHED
+        ):
+            super().mark_complete_blocks(state, complete_blocks)
+            return
+        tokens = state.initial_tokens + state.generated_tokens
+        ids = salted_ids(tokens, run.request.plan, PAGE_TOKENS, run.marks)
+        for name, count in complete_blocks.items():
+            self.cache_allocators[name].mark_complete_blocks(state.request_id, ids, count)

@@ -1,0 +1,94 @@
+"""What is tried before the engine's thread starts: whether batches give what ordinary forwards give, and all graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.generation.continuous_batching.requests import RequestState
+
+from steering_engine.blocks import check_residual_stream, find_blocks
+
+GRAPH_ROWS = 64
+"""Graphs are captured for multiples of this many rows."""
+# Short enough for one cache page each, so that the trial fits into any cache and leaves nothing to share in it.
+_PROMPTS = (3, 11)
+_TOKENS = 3
+# Relative, by whether the model runs in float32. Those that agree do so to 1e-5; BLOOM with random weights differs by
+# 2e-3.
+_TOLERANCE = {True: 3e-4, False: 0.25}
+
+PlainLogits = Callable[[list[int]], torch.Tensor]
+"""An ordinary forward of one sequence: ids to logits `[ids, vocab]`."""
+
+
+def try_batches(model: Any, processor: Any, step: Callable[[], None], plain_logits: PlainLogits) -> None:
+    """Compares forwards of a batch with ordinary ones.
+
+    Some architectures do their attention on their own, without asking which rows belong to which request. Their
+    batches end in an error or, worse, in other tokens (StableLM, BLOOM).
+
+    Args:
+        model: The model.
+        processor: The library's batch processor, idle.
+        step: Runs the batch that it has prepared.
+        plain_logits: An ordinary forward.
+
+    Raises:
+        ModelError: A block gives no residual stream.
+        RuntimeError: They differ, or the model is no causal decoder.
+    """
+    tolerance = _TOLERANCE[model.dtype == torch.float32]
+    vocabulary = model.config.get_text_config().vocab_size
+    check_residual_stream(model, find_blocks(model), plain_logits)
+    ids = [token % vocabulary for token in range(max(_PROMPTS))]
+    alone = plain_logits(ids[: min(_PROMPTS)])
+    if (difference := _difference(plain_logits(ids)[: min(_PROMPTS)], alone)) >= tolerance:
+        raise RuntimeError(
+            f"it is no causal decoder: what comes after a token changes its logits (by {difference:.2g})"
+        )
+    histories: dict[str, list[int]] = {}
+    for length in _PROMPTS:
+        prompt = [token % vocabulary for token in range(length, 2 * length)]
+        histories[f"trial {length}"] = prompt
+        processor.scheduler.add_waiting_request(
+            RequestState(f"trial {length}", prompt, max_new_tokens=_TOKENS)
+        )
+    while processor.prepare_next_batch():
+        futures = processor.inputs_and_outputs.requests_in_batch
+        processor.inputs_and_outputs.output_ids.zero_()  # the trial's tokens are all 0
+        step()
+        names = [future.state.request_id for future in futures if future.has_new_token]
+        for name, scores in zip(names, processor.model_runner.scores, strict=False):
+            difference = _difference(scores, plain_logits(histories[name])[-1])
+            if not difference < tolerance:
+                raise RuntimeError(
+                    f"its logits differ from an ordinary forward's (by {difference:.2g} of their spread)"
+                )
+            histories[name].append(0)
+        processor.update_batch()
+
+
+def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far logits are from the expected ones, relative to the spread of those."""
+    wanted = expected.double()
+    spread = (wanted - wanted.mean(-1, keepdim=True)).norm()
+    return float((logits.double() - wanted).norm() / spread)
+
+
+def capture_graphs(model: Any, processor: Any) -> None:
+    """Captures every graph that decoding can need, so that no request ever waits for one.
+
+    Raises:
+        RuntimeError: A graph could not be captured.
+    """
+    runner, inputs = processor.model_runner, processor.inputs_and_outputs
+    keys = processor.cb_config.kv_padding_interval_size
+    lengths = [0, *range(keys, processor.cache.max_tokens_read + keys, keys)]
+    for rows in range(GRAPH_ROWS, runner.graph_rows + 1, GRAPH_ROWS):
+        for length in lengths:
+            runner.run_one_warmup(model, rows, min(length, processor.cache.max_tokens_read))
+            if inputs.get_graph() is None:
+                raise RuntimeError(f"the graph of {rows} rows and {length} cached tokens can't be captured")
+    processor.cache.reset()
