@@ -219,26 +219,27 @@ class TestHooks:
         assert torch.equal(logits(loaded, PROMPT), with_hooks)
 
 
+@pytest.fixture(scope="module")
+def registry(loaded: LoadedModel, table: DirectionTable) -> VectorRegistry:
+    registry = VectorRegistry(loaded, table)
+    torch.manual_seed(0)
+    weights = torch.randn(4, loaded.hidden_size)
+    vector = random_vector(
+        loaded,
+        "read",
+        [1, 2],
+        probes={block: (weights[block], 0.25) for block in range(3)},
+        probe_threshold={0: 0.6, 1: 0.7},
+        probe_auc={0: 0.9, 1: 0.8, 2: 0.99},
+        centroids={0: weights[:2], 1: weights[2:]},
+        centroid_min_cosine={0: 0.5},
+    )
+    registry.load("read", encode_vector(vector))
+    return registry
+
+
 class TestChoosingWhatIsRead:
     """A trigger that names no block reads the best probe, or the last centroids, that it may."""
-
-    @pytest.fixture(scope="class")
-    def registry(self, loaded: LoadedModel, table: DirectionTable) -> VectorRegistry:
-        registry = VectorRegistry(loaded, table)
-        torch.manual_seed(0)
-        weights = torch.randn(4, loaded.hidden_size)
-        vector = random_vector(
-            loaded,
-            "read",
-            [1, 2],
-            probes={block: (weights[block], 0.25) for block in range(3)},
-            probe_threshold={0: 0.6, 1: 0.7},
-            probe_auc={0: 0.9, 1: 0.8, 2: 0.99},
-            centroids={0: weights[:2], 1: weights[2:]},
-            centroid_min_cosine={0: 0.5},
-        )
-        registry.load("read", encode_vector(vector))
-        return registry
 
     @pytest.mark.parametrize(
         ("trigger", "layers", "expected"),
