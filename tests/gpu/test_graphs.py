@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 from steering_engine.model import EngineLimits, SteeredModel
+from steering_engine.vectors.file import encode_vector
 from steering_spec import (
     Ablate,
     Clamp,
     Completion,
     GenerationSpec,
+    ProbeTrigger,
     PromptIds,
     SamplingParams,
     Selector,
@@ -23,7 +26,7 @@ from steering_spec import (
     SteeringSpec,
 )
 from tests.support.models import save_tiny_model
-from tests.support.vectors import save_random_vector
+from tests.support.vectors import random_vector, save_random_vector
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,13 +48,24 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", request.param, **size)
 
 
-def running(folder: Path, *, graphs: bool) -> SteeredModel:
+def running(folder: Path, *, graphs: bool, **others: Any) -> SteeredModel:
     limits = EngineLimits(
-        max_concurrent_requests=64, max_batch_tokens=128, cache_tokens=8192, cuda_graphs=graphs
+        **{
+            "max_concurrent_requests": 64,
+            "max_batch_tokens": 128,
+            "cache_tokens": 8192,
+            "cuda_graphs": graphs,
+            **others,
+        }
     )
     model = SteeredModel.load(str(folder), device="cuda", dtype="bfloat16", limits=limits)
     for name, seed in (("one", 1), ("two", 2)):
         model.vectors.load(name, save_random_vector(folder, model.loaded, name, [0, 1, 2], seed=seed))
+    weight = torch.randn(model.loaded.hidden_size, generator=torch.Generator().manual_seed(5))
+    reading = random_vector(
+        model.loaded, "reading", [1, 2], seed=3, probes={0: (weight, 0.0)}, probe_threshold={0: 0.5}
+    )
+    model.vectors.load("reading", encode_vector(reading))
     return model
 
 
@@ -127,3 +141,39 @@ async def test_new_requests_and_vectors_capture_nothing(folder: Path, captured: 
     late = await together(captured, asked * 5)
     assert graphs(captured) == before
     assert late[0].ids != (await together(captured, specs(steered=False)))[0].ids
+
+
+async def test_a_probe_decides_inside_a_replayed_graph(captured: SteeredModel) -> None:
+    rule = SteeringRule("reading", trigger=ProbeTrigger(hold_steps=2, cooldown_steps=1))
+    asked = [
+        GenerationSpec(one.prompt, one.sampling, SteeringSpec((rule,)), steering_trace=True)
+        for one in specs(steered=False)
+    ]
+    found = await together(captured, asked)
+    fired = [act for one in found for act in one.acts if act.score is not None]
+    assert fired
+    assert all(act.score >= 0.5 for act in fired if act.score is not None)
+    assert sum(one.usage.steered_rows for one in found) < TOKENS * len(found)  # at some steps it did not fire
+    for one in found:
+        steps = [act.step for act in one.acts if act.score is not None]
+        assert all(later - earlier >= 3 for earlier, later in itertools.pairwise(steps))
+        held = [act.step for act in one.acts if act.score is None]
+        assert all(step - 1 in steps for step in held)
+
+
+@pytest.mark.parametrize("offload_gib", [0.0, 0.05])
+async def test_requests_that_give_way_go_on_as_if_they_had_not(
+    folder: Path, captured: SteeredModel, offload_gib: float
+) -> None:
+    expected = await together(captured, specs(steered=True))
+    cramped = running(folder, graphs=True, cache_tokens=192, max_context_tokens=128, offload_gib=offload_gib)
+    try:
+        found = await together(cramped, specs(steered=True))
+        assert cramped.stats().active_requests == 0
+    finally:
+        await cramped.close()
+    for one, other in zip(found, expected, strict=True):
+        for mine, theirs in zip(one.tokens, other.tokens, strict=True):
+            if mine.id != theirs.id:
+                assert abs(mine.logprob - theirs.logprob) < 0.1
+                break
