@@ -6,7 +6,8 @@ sentence when an upgrade moves one of them. The seams:
 - `ContinuousBatchingManager._create_batch_processor`: where our model runner and salted cache are put in.
 - `ContinuousBatchingManager._run_generation_loop` and `._generation_loop_body`: after each step callers are woken, and
   when the thread ends nobody is left waiting.
-- `ContinuousBatchingManager.switch_to_cb_friendly_attn`: where the CPU gets its own attention.
+- `ContinuousBatchingManager.switch_to_cb_friendly_attn`: where the CPU gets its own attention, and the library's eager
+  attention of packed batches (`paged|eager`) the soft cap that it leaves out.
 - `ContinuousBatchProcessor.prepare_next_batch`, `._generation_step`, `.update_batch`: the steps of the model's trial.
 - `ModelRunner.compute_batch`: which rows of which request a forward holds, known before it runs.
 - `ModelRunner._sample`: our sampler in place of the library's, with random numbers that belong to each request.
@@ -53,7 +54,7 @@ from transformers.generation.continuous_batching.requests import (
 from transformers.generation.continuous_batching.utils import stream_context
 
 from steering_engine.blocks import SteeringHooks
-from steering_engine.engine import attention, cuda_attention, stable_experts
+from steering_engine.engine import attention, cuda_attention, eager_attention, stable_experts
 from steering_engine.engine.limits import PAGE_TOKENS, EngineLimits
 from steering_engine.engine.run import Run
 from steering_engine.engine.salt import salted_ids
@@ -68,7 +69,6 @@ from steering_spec import Token
 # Short enough for one cache page each, so that the trial fits into any cache and leaves nothing to share in it.
 _TRIAL_PROMPTS = (3, 11)
 _TRIAL_TOKENS = 3
-_PAGED_EAGER = "paged|eager"
 _GRAPH_ROWS = 64  # graphs are captured for multiples of this many rows
 _GRAPH_SIZES = 4  # and for this many sizes of what they read of the cache
 _LEAST_GRAPH_KEYS = 2048
@@ -333,7 +333,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         )
         self.output_router = _Router(runs)
         self.batch_processor = self._create_batch_processor()
-        if self.model.config._attn_implementation == _PAGED_EAGER:  # noqa: SLF001
+        if self.model.config._attn_implementation == eager_attention.NAME:  # noqa: SLF001
             # For packed forwards alone; scoring, recording and the trial's ordinary forwards need the model's own.
             self.model.set_attn_implementation("eager")
         self._try_model()
@@ -381,6 +381,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             attention.register()
             model.set_attn_implementation(attention.NAME)
         else:
+            eager_attention.register()
             super().switch_to_cb_friendly_attn(model, auto_switch_to_flash)
 
     def start(self) -> None:
