@@ -30,14 +30,15 @@ from tests.support.lively import ALPHABET
 
 STEPS = 14
 """Most tokens of a completion here."""
-_STRENGTHS = st.sampled_from([1.0, -1.0, 0.5, 2.0, -0.3, 0.0])
+_STRENGTHS = st.sampled_from([1.0, -1.0, 0.5, 2.0, -0.3, 0.7, 0.0])
 _BOUNDS = st.sampled_from([-4.0, -1.0, 0.0, 0.5, 3.0])
 
 
 @st.composite
 def steerings(draw: st.DrawFn, vectors: Mapping[str, SteeringVector], prompt_length: int) -> SteeringSpec:
     """One to four rules that admission finds nothing wrong with, for a prompt of so many tokens."""
-    rules = tuple(draw(st.lists(_rules(vectors, prompt_length), min_size=1, max_size=4)))
+    count = draw(st.sampled_from([2, 1, 3, 4]))
+    rules = tuple(draw(_rules(vectors, prompt_length)) for _ in range(count))
     blocks = [block for rule in rules for block in rule.layers or vectors[rule.vector].directions]
     policies = [ConflictPolicy.SEQUENTIAL, ConflictPolicy.FIRST]
     if len(blocks) == len(set(blocks)):  # rules that can't meet may insist on it
@@ -49,7 +50,7 @@ def steerings(draw: st.DrawFn, vectors: Mapping[str, SteeringVector], prompt_len
 def _rules(draw: st.DrawFn, vectors: Mapping[str, SteeringVector], prompt_length: int) -> SteeringRule:
     name = draw(st.sampled_from(sorted(vectors)))
     blocks = sorted(vectors[name].directions)
-    layers = draw(st.lists(st.sampled_from(blocks), unique=True))
+    layers = draw(st.one_of(st.just([]), st.lists(st.sampled_from(blocks), unique=True)))
     return SteeringRule(
         name,
         draw(_STRENGTHS),
@@ -95,23 +96,25 @@ def _triggers(vector: SteeringVector, first_layer: int) -> st.SearchStrategy[Tri
 
 @st.composite
 def _selectors(draw: st.DrawFn, prompt_length: int) -> Selector:
-    include = draw(st.lists(_clauses(prompt_length), min_size=1, max_size=2))
-    exclude = draw(st.just([]) | st.lists(_clauses(prompt_length), max_size=2))
-    return Selector(tuple(include), tuple(exclude))
+    # Every step is what most requests ask for, and what lets triggers speak.
+    included, excluded = draw(st.sampled_from([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 2)]))
+    include = [draw(_clauses(prompt_length)) for _ in range(included)]
+    exclude = [draw(_clauses(prompt_length)) for _ in range(excluded)]
+    every_step = [] if include and draw(st.booleans()) else [Clause(Phase.GENERATION)]
+    return Selector(tuple(every_step + include), tuple(exclude))
 
 
 @st.composite
 def _clauses(draw: st.DrawFn, prompt_length: int) -> Clause:
-    # Every step is what most requests ask for, and what lets triggers speak.
     phase = draw(st.sampled_from([Phase.GENERATION, Phase.GENERATION, Phase.PROMPT]))
     first, stop = (-prompt_length, prompt_length) if phase is Phase.PROMPT else (0, STEPS)
     positions = st.lists(st.integers(first, stop - 1), min_size=1, max_size=4).map(tuple)
-    tokens = st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=3).map(tuple)
+    tokens = st.lists(st.sampled_from(ALPHABET), min_size=2, max_size=5).map(tuple)
     predicates = st.one_of(
-        st.none(),
-        st.builds(Positions, positions),
         st.builds(TokenSet, tokens),
+        st.builds(Positions, positions),
         _prompt_windows(prompt_length) if phase is Phase.PROMPT else _step_windows(),
+        st.none(),
     )
     return Clause(phase, draw(predicates))
 

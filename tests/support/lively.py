@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def lively_vectors(loaded: LoadedModel) -> dict[str, SteeringVector]:
     """Vectors as they are when they have been read from their files.
 
     `wide` has everything at every block, `middle` and `late` something at some. Directions are half as long as the
-    residual stream is at their block, probes say about as often yes as no, and centroids are residual streams.
+    residual stream is at their block, probes say about as often yes as no, centroids are residual streams, and contexts
+    are what the model says.
     """
     generator = torch.Generator().manual_seed(3)
     ids = [ALPHABET[int(n)] for n in torch.randint(len(ALPHABET), (40,), generator=generator)]
@@ -91,9 +93,18 @@ def lively_vectors(loaded: LoadedModel) -> dict[str, SteeringVector]:
         )
         return parse_vector(encode_vector(made), name)
 
-    first, second, third = ALPHABET[:3]
+    said = completion(loaded, ids[:5], 12)
     return {
-        "wide": vector("wide", 1, [0, 1, 2], [0, 1, 2], contexts=[(first, second), (third,), tuple(ids[:3])]),
-        "middle": vector("middle", 2, [1], [0, 1], contexts=[(second,), (third, third, first)]),
-        "late": vector("late", 3, [1, 2], [1], contexts=[tuple(ids[4:9])]),
+        "wide": vector("wide", 1, [0, 1, 2], [0, 1, 2], contexts=[said[1:3], said[4:7], tuple(ids[:3])]),
+        "middle": vector("middle", 2, [1], [0, 1], contexts=[said[:1], said[8:11]]),
+        "late": vector("late", 3, [1, 2], [1], contexts=[tuple(ids[4:9]), said[5:7], said[9:]]),
     }
+
+
+def completion(loaded: LoadedModel, prompt: Sequence[int], tokens: int) -> tuple[int, ...]:
+    """The most likely tokens after a prompt, without steering."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(tokens):
+            ids.append(int(loaded.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return tuple(ids[len(prompt) :])
