@@ -59,46 +59,70 @@ def residuals(loaded: LoadedModel, ids: list[int]) -> dict[int, torch.Tensor]:
     return found
 
 
-def lively_vectors(loaded: LoadedModel) -> dict[str, SteeringVector]:
-    """Vectors as they are when they have been read from their files.
+def lively_vector(
+    loaded: LoadedModel,
+    name: str,
+    *,
+    seed: int,
+    blocks: Sequence[int] = (0, 1, 2),
+    reading: Sequence[int] = (0, 1, 2),
+    contexts: Sequence[Sequence[int]] = (),
+) -> SteeringVector:
+    """A vector as it is when it has been read from its file.
 
-    `wide` has everything at every block, `middle` and `late` something at some. Directions are half as long as the
-    residual stream is at their block, probes say about as often yes as no, centroids are residual streams, and contexts
-    are what the model says.
+    Directions are half as long as the residual stream is at their block, probes say about as often yes as no, and
+    centroids are residual streams.
+
+    Args:
+        loaded: The model that it is for.
+        name: Its name.
+        seed: Other seeds give other vectors.
+        blocks: Blocks with a direction.
+        reading: Blocks with a probe and with centroids.
+        contexts: Recorded contexts.
     """
-    generator = torch.Generator().manual_seed(3)
-    ids = [ALPHABET[int(n)] for n in torch.randint(len(ALPHABET), (40,), generator=generator)]
-    rows = residuals(loaded, ids)
+    generator = torch.Generator().manual_seed(seed)
+    rows = residuals(loaded, some_ids(40))
     norms = {block: float(of_block.norm(dim=-1).mean()) for block, of_block in rows.items()}
+    probes = {}
+    for block in reading:
+        weight = torch.randn(loaded.hidden_size, generator=generator) * 2 / norms[block]
+        probes[block] = (weight, float(-(rows[block] @ weight).median()))
+    vector = random_vector(
+        loaded,
+        name,
+        blocks,
+        seed=seed,
+        contexts=contexts,
+        min_match=2,
+        probes=probes,
+        centroids={block: rows[block][seed * 7 % 37 :][:3].clone() for block in reading},
+        calibrated_strength={block: norms[block] / 2 for block in blocks},
+        probe_threshold=dict.fromkeys(reading, 0.5),
+        probe_auc={block: 0.9 - 0.1 * block for block in reading},
+        centroid_min_cosine=dict.fromkeys(reading, 0.6),
+    )
+    return parse_vector(encode_vector(vector), name)
 
-    def vector(name: str, seed: int, blocks: list[int], reading: list[int], **options: Any) -> SteeringVector:
-        probes, centroids = {}, {}
-        for block in reading:
-            weight = torch.randn(loaded.hidden_size, generator=generator) * 2 / norms[block]
-            probes[block] = (weight, float(-(rows[block] @ weight).median()))
-            centroids[block] = rows[block][seed * 7 : seed * 7 + 3].clone()
-        made = random_vector(
-            loaded,
-            name,
-            blocks,
-            seed=seed,
-            min_match=2,
-            probes=probes,
-            centroids=centroids,
-            calibrated_strength={block: norms[block] / 2 for block in blocks},
-            probe_threshold=dict.fromkeys(reading, 0.5),
-            probe_auc={block: 0.9 - 0.1 * block for block in reading},
-            centroid_min_cosine=dict.fromkeys(reading, 0.6),
-            **options,
-        )
-        return parse_vector(encode_vector(made), name)
 
-    said = completion(loaded, ids[:5], 12)
-    return {
-        "wide": vector("wide", 1, [0, 1, 2], [0, 1, 2], contexts=[said[1:3], said[4:7], tuple(ids[:3])]),
-        "middle": vector("middle", 2, [1], [0, 1], contexts=[said[:1], said[8:11]]),
-        "late": vector("late", 3, [1, 2], [1], contexts=[tuple(ids[4:9]), said[5:7], said[9:]]),
-    }
+def lively_vectors(loaded: LoadedModel) -> dict[str, SteeringVector]:
+    """`wide` has everything at every block, `middle` and `late` something at some; contexts are what the model says."""
+    heard = tuple(some_ids(9))
+    said = completion(loaded, heard[:5], 12)
+    made = [
+        lively_vector(loaded, "wide", seed=1, contexts=[said[1:3], said[4:7], heard[:3]]),
+        lively_vector(loaded, "middle", seed=2, blocks=[1], reading=[0, 1], contexts=[said[:1], said[8:11]]),
+        lively_vector(
+            loaded, "late", seed=3, blocks=[1, 2], reading=[1], contexts=[heard[4:], said[5:7], said[9:]]
+        ),
+    ]
+    return {vector.metadata.name: vector for vector in made}
+
+
+def some_ids(count: int, seed: int = 3) -> list[int]:
+    """Random ids of the alphabet."""
+    generator = torch.Generator().manual_seed(seed)
+    return [ALPHABET[int(n)] for n in torch.randint(len(ALPHABET), (count,), generator=generator)]
 
 
 def completion(loaded: LoadedModel, prompt: Sequence[int], tokens: int) -> tuple[int, ...]:
