@@ -2,128 +2,101 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from nnsight import TransformersModel
 
-from steering_engine.blocks import find_blocks
-from steering_engine.model import EngineLimits, SteeredModel
-from steering_spec import (
-    GenerationSpec,
-    PromptIds,
-    SamplingParams,
-    Selector,
-    SteeringRule,
-    SteeringSpec,
-)
-from tests.support.models import save_tiny_model
-from tests.support.vectors import save_random_vector
+from steering_engine.loading import LoadedModel, load_model
+from steering_engine.vectors.schema import SteeringVector
+from steering_spec import SteeringSpec, TriggerKind
+from tests.support.direct import Got, get_all, request, running_engine, watched_logits
+from tests.support.intervention import Case, cases, logits_by_hand
+from tests.support.lively import ALPHABET, completion, lively_vector, save_lively_model, some_ids
+from tests.support.models import FAMILIES
 
-NEW_TOKENS = 12
-FAMILIES = [
-    "llama",
-    "qwen3",
-    "mistral",
-    "gemma3",
-    "phi3",
-    "olmo2",
-    "gpt2",
-    "gpt_neox",
-    "qwen2",
-    "qwen3_moe",
-    "granite",
-    "gemma2",
-    "gpt_oss",
-    "mixtral",
-    "smollm3",
-]
+EOS = 1
+TOKENS = 12
+TOLERANCE = 1e-4
+SHARED = some_ids(20, seed=7)  # one page and a bit of every prompt, so that pages are shared
 
 
-@dataclass(frozen=True)
-class Case:
-    """One request: a vector at blocks, acting on the rows that the selector names."""
-
-    blocks: tuple[int, ...]
-    strength: float
-    selector: Selector
-    steps: range
-    prompt_rows: tuple[int, ...] = ()
-
-
-CASES = [
-    Case((0,), 1.0, Selector.every_step(), range(99)),
-    Case((1,), -1.0, Selector.steps(0), range(1)),
-    Case((2,), 2.0, Selector.steps(3), range(3, 4)),
-    Case((0, 2), 0.5, Selector.step_window(2, 5), range(2, 5)),
-    Case((1,), 1.5, Selector.prompt_positions(0, -2), range(0), (0, -2)),
-    Case((0, 1, 2), 1.0, Selector.step_window(6), range(6, 99)),
-    Case((2,), 3.0, Selector.prompt_window(1, 4), range(0), (1, 2, 3)),
-    Case((), 1.0, Selector.every_step(), range(0)),
-]
+def four_vectors(loaded: LoadedModel) -> list[SteeringVector]:
+    """Vectors that differ in everything; their contexts are what the model says, and ids that it is likely to say."""
+    said = completion(loaded, SHARED, TOKENS)
+    found = []
+    for seed in range(4):
+        likely = [(EOS, ALPHABET[(3 * seed + n) % len(ALPHABET)]) for n in range(4)]
+        contexts = [said[seed : seed + 2], said[-2:], *likely]
+        found.append(lively_vector(loaded, f"v{seed}", seed=seed, contexts=contexts))
+    return found
 
 
-def nnsight_greedy(
-    model: TransformersModel,
-    prompt: tuple[int, ...],
-    completion: tuple[int, ...],
-    case: Case,
-    deltas: dict[int, torch.Tensor],
-) -> list[int]:
-    """The most likely token after every prefix of one request alone, its rows changed by nnsight, without a cache.
+async def compare(
+    folder: Path, requests: Sequence[Case], batch: int, **limits: Any
+) -> set[TriggerKind | None]:
+    """Runs the cases in batches of a size, and each alone with nnsight; returns what the rules that acted waited for.
 
-    Attention is causal, so one forward over prompt and completion gives what decoding token by token would.
+    Prompts are of 24 to 46 tokens, so that they are computed in chunks, beside requests that decode already.
     """
-    blocks = find_blocks(model._module)
-    path = next(name for name, module in model._module.named_modules() if module is blocks)
-    ids = [*prompt, *completion[:-1]]
-    last = len(prompt) - 1
-    rows = [row % len(prompt) for row in case.prompt_rows] + [
-        last + step for step in case.steps if last + step < len(ids)
-    ]
-    with torch.no_grad(), model.trace(torch.tensor([ids])):
-        for block in case.blocks:
-            envoy = model.get(f"{path}.{block}")
-            hidden = envoy.output.clone()
-            hidden[:, rows] = hidden[:, rows] + deltas[block]
-            envoy.output = hidden
-        logits = model.output.logits[0, last:].save()
-    return logits.argmax(-1).tolist()
+    loaded = load_model(str(folder), "cpu", "float32")
+    vectors = four_vectors(loaded)
+    used = [vectors[number % len(vectors)] for number in range(len(requests))]
+    prompts = [(*SHARED, *some_ids(4 + number % 23, seed=number)) for number in range(len(requests))]
+    by_name = {vector.metadata.name: vector for vector in vectors}
+    got: list[Got] = []
+    async with running_engine(
+        loaded, by_name, **{"max_batch_tokens": 24, "cache_tokens": 8192, **limits}
+    ) as model:
+        asked = [
+            request(
+                model, f"{number}", prompt, SteeringSpec((case.rule(vector.metadata.name),)), tokens=TOKENS
+            )
+            for number, (prompt, case, vector) in enumerate(zip(prompts, requests, used, strict=True))
+        ]
+        with watched_logits(model) as logits:
+            for start in range(0, len(asked), batch):
+                got += await get_all(model, asked[start : start + batch])
+    ordinary = load_model(str(folder), "cpu", "float32")
+    traced = TransformersModel(ordinary.model, task="text-generation", tokenizer=ordinary.tokenizer)
+    for number, (prompt, case, vector, one) in enumerate(zip(prompts, requests, used, got, strict=True)):
+        expected = logits_by_hand(traced, (*prompt, *one.ids[:-1]), len(prompt), case, vector)
+        assert list(one.ids) == expected.argmax(-1).tolist(), case
+        difference = (torch.stack(logits[f"{number}"]) - expected).abs().max()
+        assert difference <= TOLERANCE, case
+    return {act.trigger for one in got for act in one.acts}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_mixed_batch_equals_nnsight_on_each_request_alone(family: str, tmp_path: Path) -> None:
-    folder = save_tiny_model(tmp_path / "model", family)
-    limits = EngineLimits(max_batch_tokens=24, cache_tokens=2048, max_concurrent_requests=16)
-    model = SteeredModel.load(str(folder), device="cpu", dtype="float32", limits=limits)
-    try:
-        prompts, specs, deltas = [], [], []
-        for index, case in enumerate(CASES):
-            generator = torch.Generator().manual_seed(index)
-            prompt = tuple(torch.randint(2, 258, (9 + 3 * index,), generator=generator).tolist())
-            steering = None
-            by_block = {}
-            if case.blocks:
-                name = f"vector-{index}"
-                path = save_random_vector(tmp_path, model.loaded, name, case.blocks, seed=index)
-                model.vectors.load(name, path)
-                registered = model.vectors._vectors[name].vector
-                for block in case.blocks:
-                    scale = torch.tensor(case.strength * registered.metadata.calibrated_strength[block])
-                    by_block[block] = scale * registered.directions[block]
-                steering = SteeringSpec((SteeringRule(name, case.strength, selector=case.selector),))
-            prompts.append(prompt)
-            deltas.append(by_block)
-            sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS)
-            specs.append(GenerationSpec(PromptIds(prompt), sampling, steering))
-        got = await asyncio.gather(*(model.generate(spec) for spec in specs))
-    finally:
-        await model.close()
-    reference = TransformersModel(
-        model.loaded.model, task="text-generation", tokenizer=model.loaded.tokenizer
-    )
-    for case, prompt, by_block, completion in zip(CASES, prompts, deltas, got, strict=True):
-        assert list(completion.ids) == nnsight_greedy(reference, prompt, completion.ids, case, by_block), case
+async def test_batches_of_8_equal_nnsight_on_each_request_alone(family: str, tmp_path: Path) -> None:
+    acted = await compare(save_lively_model(tmp_path, family), cases(24), 8)
+    assert acted == {None, *TriggerKind}
+
+
+# Full attention, sliding windows, experts, attention that the library computes, and no rotary embeddings.
+@pytest.mark.parametrize(
+    ("family", "deterministic"),
+    [
+        ("qwen3", True),
+        ("qwen3", False),
+        ("gemma3", True),
+        ("qwen3_moe", False),
+        ("gemma2", False),
+        ("gpt2", True),
+    ],
+)
+async def test_a_batch_of_64_equals_nnsight_on_each_request_alone(
+    family: str, deterministic: bool, tmp_path: Path
+) -> None:
+    folder = save_lively_model(tmp_path, family)
+    acted = await compare(folder, cases(64), 64, max_batch_tokens=200, deterministic=deterministic)
+    assert acted == {None, *TriggerKind}
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt_oss"])
+async def test_single_requests_one_after_the_other_equal_nnsight(family: str, tmp_path: Path) -> None:
+    acted = await compare(save_lively_model(tmp_path, family), cases(24), 1)
+    assert acted == {None, *TriggerKind}

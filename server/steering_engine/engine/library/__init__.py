@@ -6,7 +6,8 @@ sentence when an upgrade moves one of them. The seams:
 - `ContinuousBatchingManager._create_batch_processor`: where our model runner and salted cache are put in.
 - `ContinuousBatchingManager._run_generation_loop` and `._generation_loop_body`: after each step callers are woken, and
   when the thread ends nobody is left waiting.
-- `ContinuousBatchingManager.switch_to_cb_friendly_attn`: where the CPU gets its own attention.
+- `ContinuousBatchingManager.switch_to_cb_friendly_attn`: where the CPU and CUDA get their own attention, and the
+  library's eager attention of packed batches (`paged|eager`) the soft cap that it leaves out.
 - `ContinuousBatchProcessor.prepare_next_batch`, `._generation_step`, `.update_batch`: the steps of the model's trial.
 - `ModelRunner.compute_batch`: which rows of which request a forward holds, known before it runs.
 - `ModelRunner._sample`: our sampler in place of the library's, with random numbers that belong to each request.

@@ -21,7 +21,7 @@ from transformers.generation.continuous_batching.distributed import DistributedH
 from transformers.generation.continuous_batching.requests import GenerationOutput
 
 from steering_engine.blocks import SteeringHooks
-from steering_engine.engine import attention, cuda_attention, stable_experts
+from steering_engine.engine import attention, cuda_attention, eager_attention, stable_experts
 from steering_engine.engine.library import choices
 from steering_engine.engine.library.cache import SaltedCache
 from steering_engine.engine.library.inputs import set_sizes, share_tensors
@@ -38,7 +38,6 @@ from steering_engine.loading import LoadedModel
 from steering_engine.sharding import splits_key_heads
 from steering_engine.steering.resident import ResidentPlan
 
-_PAGED_EAGER = "paged|eager"
 _GRAPH_SIZES = 4  # of what captured graphs read of the cache
 _LEAST_GRAPH_KEYS = 2048
 _END_SECONDS = 30.0
@@ -120,7 +119,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         self.batch_processor = (
             self._create_shared() if loaded.processes > 1 else self._create_batch_processor()
         )
-        if self.model.config._attn_implementation == _PAGED_EAGER:  # noqa: SLF001
+        if self.model.config._attn_implementation == eager_attention.NAME:  # noqa: SLF001
             # For packed forwards alone; scoring, recording and the trial's ordinary forwards need the model's own.
             self.model.set_attn_implementation("eager")
 
@@ -145,6 +144,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             attention.register()
             model.set_attn_implementation(attention.NAME)
         else:
+            eager_attention.register()
             super().switch_to_cb_friendly_attn(model, auto_switch_to_flash)
 
     def start(self) -> None:
