@@ -117,8 +117,9 @@ def token_probabilities(
     """
     scores = scratch("sampling", logits.shape, logits, torch.float64).copy_(logits)
     sampled = temperature > 0
-    if not bool((temperature == 1).all()):
-        scores /= torch.where(sampled, temperature, 1.0).double().to(logits.device)[:, None]
+    divisors = torch.where(sampled, temperature, 1.0).double()
+    if bool((divisors != 1).any()):
+        scores /= divisors.to(logits.device)[:, None]
     probabilities = torch.softmax(scores, dim=-1, out=out)
     for chosen, setting, keep in (
         (top_k > 0, top_k, _keep_most_likely),
