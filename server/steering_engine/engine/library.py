@@ -61,7 +61,8 @@ from steering_engine.engine.sampler import sample_batch
 from steering_engine.engine.stability import AlignedActivations, row_tile, unstable_reason
 from steering_engine.errors import EngineStoppedError, ModelError
 from steering_engine.loading import LoadedModel
-from steering_engine.steering.forward import BatchPlan, ForwardPlan
+from steering_engine.steering.batch import BatchDecisions
+from steering_engine.steering.forward import ForwardPlan, upload
 from steering_engine.steering.resident import ResidentPlan
 from steering_spec import Token
 
@@ -173,13 +174,15 @@ class _Runner(ModelRunner):  # type: ignore[misc]
     implementation: str
     tile: int
     activations: AlignedActivations
+    decisions: BatchDecisions
+    forward: ForwardPlan | None
     resident: ResidentPlan | None
     graph_rows: int
     static_scores: torch.Tensor | None
     scores: torch.Tensor
 
     def compute_batch(self, model: torch.nn.Module, batch_data: dict[str, Any]) -> None:
-        plan = BatchPlan()
+        decisions = BatchDecisions()
         self.runs = []
         steered: list[tuple[Run, int]] = []
         offset = 0
@@ -191,7 +194,7 @@ class _Runner(ModelRunner):  # type: ignore[misc]
                 # The library has already advanced the position over the rows of this batch.
                 start = state.position_offset - future.query_length
                 if state.run.request.plan is not None:
-                    state.run.plan_rows(plan, offset, start, state.position_offset)
+                    state.run.plan_rows(decisions, offset, start, state.position_offset)
                     steered.append((state.run, state.position_offset))
                 if future.has_new_token:
                     self.runs.append(state.run)
@@ -202,7 +205,7 @@ class _Runner(ModelRunner):  # type: ignore[misc]
                 rows = batch_data[name]
                 batch_data[name] = pad(rows, (0, -rows.shape[-1] % self.tile))
         with stream_context(self.inputs_and_outputs.compute_stream):
-            forward = self._loaded(plan)
+            forward = self._loaded(decisions)
             if self.graph_rows:
                 # Only a bound for the kernel; a graph for each of its values would be a graph for nothing.
                 longest = self.cache.max_tokens_read
@@ -219,12 +222,15 @@ class _Runner(ModelRunner):  # type: ignore[misc]
                 run.rows_done(stop, answers.get(run.key, {}))
             self._draw()
 
-    def _loaded(self, plan: BatchPlan) -> ForwardPlan | ResidentPlan | None:
-        """The plan on the device; a captured graph looks at its buffers even if there is nothing in them."""
-        if self.resident is not None:
-            self.resident.load(plan)
-            return self.resident
-        return plan.upload(self.cache.device) if plan else None
+    def _loaded(self, decisions: BatchDecisions) -> ForwardPlan | ResidentPlan | None:
+        """What they do, on the device; a captured graph looks at its buffers even if there is nothing in them."""
+        if not decisions.repeat(self.decisions):
+            if self.resident is not None:
+                self.resident.load(decisions.plan())
+            else:
+                self.forward = upload(decisions.plan(), self.cache.device) if decisions else None
+            self.decisions = decisions
+        return self.resident or self.forward
 
     def _get_forward_fn(self, use_block_table: bool) -> tuple[Any, bool]:
         # Prefill is bound by arithmetic, gains nothing from a graph, and would need one for every size.
@@ -409,6 +415,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         runner.tile = self._tile()
         runner.activations = AlignedActivations(self.model)
         runner.graph_rows = self._graph_rows()
+        runner.decisions, runner.forward = BatchDecisions(), None
         runner.resident, runner.static_scores = None, None
         if runner.graph_rows:
             device = cache.device

@@ -11,7 +11,7 @@ from contextlib import suppress
 from steering_engine.engine.base import EngineChunk, EngineRequest
 from steering_engine.engine.sampling import uniform
 from steering_engine.engine.text import TextStream
-from steering_engine.steering.forward import BatchPlan
+from steering_engine.steering.batch import BatchDecisions
 from steering_engine.steering.state import Answer, SteeringState
 from steering_spec import FinishReason, SteeringAct, Token, TokenLogprob
 
@@ -92,7 +92,7 @@ class Run:
         """What forwards decided on rows (see `steering_engine.engine.salt`)."""
         return {} if self._steering is None else self._steering.marks
 
-    def plan_rows(self, batch: BatchPlan, offset: int, start: int, stop: int) -> None:
+    def plan_rows(self, batch: BatchDecisions, offset: int, start: int, stop: int) -> None:
         """Adds to a forward what steering does on rows `[start, stop)`, the first of which stands at `offset` in it."""
         plan = self.request.plan
         if self._steering is None or plan is None or plan.first_row is None:
@@ -118,7 +118,7 @@ class Run:
             if acts := self._steering.acts_on(row):
                 self.steered_rows += 1
                 # They are told together with the token that they led to, which is not drawn yet.
-                self._acts_without_token += [act.describe(plan.prompt_length) for act in acts]
+                self._acts_without_token += [act.describe(row, plan.prompt_length) for act in acts]
         self._rows_seen = max(self._rows_seen, stop)
 
     def accept(self, token: Token, is_eos: bool) -> bool:
