@@ -122,8 +122,11 @@ class SteeringHooks:
         if plan is None:
             return None
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        steered = plan.apply(block, hidden[0], self.table)[None]
-        return (steered, *output[1:]) if isinstance(output, tuple) else steered
+        rows = hidden[0]
+        steered = plan.apply(block, rows, self.table)
+        if steered is rows:
+            return None
+        return (steered[None], *output[1:]) if isinstance(output, tuple) else steered[None]
 
     def remove(self) -> None:
         """Takes the hooks off the model."""

@@ -5,25 +5,21 @@ from __future__ import annotations
 import time
 
 from steering_engine.engine.base import EngineChunk, EngineRequest
-from steering_spec import Completion, FinishReason, GenerationSpec, SteeringAct, StreamDelta, Token, Usage
+from steering_spec import Completion, FinishReason, SteeringAct, StreamDelta, Token, Usage
 
 
 class GrowingCompletion:
     """One completion while it is generated."""
 
-    def __init__(
-        self, spec: GenerationSpec, request: EngineRequest, *, index: int, request_id: str, accepted: float
-    ) -> None:
+    def __init__(self, request: EngineRequest, *, index: int, request_id: str, accepted: float) -> None:
         """Begins one.
 
         Args:
-            spec: What was asked for.
-            request: What the engine makes of it, about to be submitted.
-            index: Which of the spec's completions this is.
+            request: What the engine is asked for; it is about to be submitted.
+            index: Which of the completions of one spec this is.
             request_id: The id that is told.
             accepted: `time.perf_counter()` of when the spec came.
         """
-        self._spec = spec
         self._request = request
         self._index = index
         self._request_id = request_id
@@ -33,6 +29,7 @@ class GrowingCompletion:
         self._tokens: list[Token] = []
         self._acts: list[SteeringAct] = []
         self._texts: list[str] = []
+        self._steered_rows = 0
 
     def add(self, chunk: EngineChunk) -> StreamDelta:
         """Takes a chunk; returns what is new."""
@@ -40,32 +37,26 @@ class GrowingCompletion:
         self._tokens += chunk.tokens
         self._acts += chunk.acts
         self._texts.append(chunk.text)
-        acts = chunk.acts if self._spec.steering_trace else ()
-        return StreamDelta(chunk.text, chunk.tokens, acts, self._index)
+        self._steered_rows += chunk.steered_rows
+        return StreamDelta(chunk.text, chunk.tokens, chunk.acts, self._index)
 
     def finish(self, reason: FinishReason) -> Completion:
         """The whole completion, after its last chunk."""
         plan = self._request.plan
-        prompt_length = len(self._request.prompt_ids)
         return Completion(
             text="".join(self._texts),
             tokens=tuple(self._tokens),
             finish_reason=reason,
             usage=Usage(
-                prompt_tokens=prompt_length,
+                prompt_tokens=len(self._request.prompt_ids),
                 generated_tokens=len(self._tokens),
-                steered_rows=len({_row(act, prompt_length) for act in self._acts}),
+                steered_rows=self._steered_rows,
                 first_token_seconds=self._first_token,
                 total_seconds=time.perf_counter() - self._accepted,
             ),
             seed=self._request.sampling.seed,
             request_id=self._request_id,
             applied_steering=None if plan is None else plan.applied,
-            acts=tuple(self._acts) if self._spec.steering_trace else (),
+            acts=tuple(self._acts),
             index=self._index,
         )
-
-
-def _row(act: SteeringAct, prompt_length: int) -> int:
-    # The last prompt row is step 0 too, so a rule of each phase may name it in its own way.
-    return act.prompt_position or 0 if act.step is None else prompt_length - 1 + act.step

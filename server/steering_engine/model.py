@@ -141,9 +141,7 @@ class SteeredModel:
         else:
             requests = self._requests(spec, own_id, streaming=streaming)
         completions = [
-            GrowingCompletion(
-                spec, request, index=index, request_id=spec.request_id or own_id, accepted=accepted
-            )
+            GrowingCompletion(request, index=index, request_id=spec.request_id or own_id, accepted=accepted)
             for index, request in enumerate(requests)
         ]
         async with aclosing(self.engine.submit_many(requests)) as chunks:
@@ -171,6 +169,7 @@ class SteeredModel:
             plan=self._plan(spec, ids),
             streaming=streaming,
             banned_first_ids=spec.sampling.banned_first_ids,
+            trace=spec.steering_trace,
         )
         others = (
             replace(

@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from steering_engine.steering.forward import BatchPlan
+from steering_engine.steering.batch import BatchDecisions
+from steering_engine.steering.forward import upload
 from steering_engine.steering.ops import Effect
 from steering_engine.steering.resident import ResidentPlan
 from steering_engine.steering.state import SteeringState
@@ -35,10 +36,10 @@ def table() -> DirectionTable:
     return table
 
 
-def drawn_batch(rng: random.Random) -> tuple[int, BatchPlan]:
+def drawn_batch(rng: random.Random) -> tuple[int, BatchDecisions]:
     """A random batch of up to `ROWS` rows, some of which ask questions."""
     count = rng.randint(1, ROWS)
-    batch = BatchPlan()
+    batch = BatchDecisions()
     for row in range(count):
         rules = []
         for index in range(rng.randint(0, 3)):
@@ -70,8 +71,8 @@ def test_the_kernel_does_what_the_plan_in_torch_does(dtype: torch.dtype, table: 
     for _ in range(40):
         count, batch = drawn_batch(rng)
         hidden = torch.randn(count, WIDTH, device=device).to(dtype)
-        forward = batch.upload(device)
-        resident.load(batch)
+        forward = upload(batch.plan(), device)
+        resident.load(batch.plan())
         for block in range(BLOCKS):
             expected = forward.apply(block, hidden, table)
             found = resident.apply(block, hidden.clone(), table)
@@ -90,7 +91,7 @@ def test_a_replayed_graph_does_what_the_buffers_say_then(table: DirectionTable) 
     torch.manual_seed(0)
     given = torch.randn(ROWS, WIDTH, device=device)
     hidden = given.clone()
-    resident.load(BatchPlan())
+    resident.load(BatchDecisions().plan())
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         resident.apply(1, hidden, table)  # compiles the kernel, which a capture may not
@@ -103,11 +104,11 @@ def test_a_replayed_graph_does_what_the_buffers_say_then(table: DirectionTable) 
     for _ in range(10):
         count, batch = drawn_batch(rng)
         hidden.copy_(given)
-        resident.load(batch)
+        resident.load(batch.plan())
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(hidden[count:], given[count:])
-        asked = any(question.reading.block == 0 for question in batch.questions)
+        asked = any(question.reading.block == 0 for question in batch.plan().questions)
         if not asked:  # block 0, which is not replayed here, would have answered those
-            expected = batch.upload(device).apply(1, given, table)
+            expected = upload(batch.plan(), device).apply(1, given, table)
             assert (hidden - expected).abs().max() <= 1e-5

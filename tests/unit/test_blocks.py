@@ -11,7 +11,8 @@ from transformers import PretrainedConfig
 
 from steering_engine.blocks import SteeringHooks, check_residual_stream, find_blocks
 from steering_engine.errors import ModelError
-from steering_engine.steering.forward import BatchPlan
+from steering_engine.steering.batch import BatchDecisions
+from steering_engine.steering.forward import upload
 from steering_engine.steering.table import DirectionTable
 from tests.support.models import FAMILIES, tiny_model
 
@@ -48,7 +49,7 @@ def test_a_model_without_blocks_is_refused() -> None:
 def test_a_plan_belongs_to_the_thread_that_set_it() -> None:
     model = tiny_model("qwen3")
     hooks = SteeringHooks(find_blocks(model), DirectionTable(3, 32, torch.device("cpu")))
-    hooks.plan = BatchPlan().upload(torch.device("cpu"))
+    hooks.plan = upload(BatchDecisions().plan(), torch.device("cpu"))
     seen: list[object] = []
     thread = threading.Thread(target=lambda: seen.append(hooks.plan))
     thread.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from steering_engine.model import SteeredModel
 from steering_engine.vectors.file import encode_vector
 from steering_spec import (
@@ -15,7 +17,7 @@ from steering_spec import (
     SteeringSpec,
     TriggerKind,
 )
-from tests.support.engine import greedy
+from tests.support.engine import engine_request, engine_result, greedy
 from tests.support.vectors import random_vector
 
 
@@ -66,3 +68,25 @@ class TestActs:
         before = model.stats().steered_rows
         await model.generate(greedy(9, SteeringRule("two"), tokens=5))
         assert model.stats().steered_rows - before == 5
+
+    async def test_without_a_trace_steered_rows_are_counted_and_no_act_is_told(
+        self, model: SteeredModel
+    ) -> None:
+        rule = SteeringRule("two", selector=Selector((Clause(Phase.PROMPT), Clause(Phase.GENERATION))))
+        traced = engine_request(model, greedy(9, rule, tokens=4), "traced")
+        quiet = replace(traced, request_id="quiet", trace=False)
+        for request, acts in ((traced, 12), (quiet, 0)):
+            chunk = await engine_result(model, request)
+            assert (chunk.steered_rows, len(chunk.acts)) == (12, acts)
+
+    async def test_every_chunk_tells_the_steered_rows_that_led_to_its_tokens(
+        self, model: SteeredModel
+    ) -> None:
+        rule = SteeringRule("two", selector=Selector.step_window(2))
+        request = engine_request(model, greedy(9, rule, tokens=12), "streamed")
+        step = 0
+        async for chunk in model.engine.submit(replace(request, streaming=True)):
+            steps = range(step, step + len(chunk.tokens))
+            assert chunk.steered_rows == len([one for one in steps if one >= 2])
+            step = steps.stop
+        assert step == 12

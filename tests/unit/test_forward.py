@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steering_engine.steering import ops
-from steering_engine.steering.forward import BatchPlan
+from steering_engine.steering.batch import BatchDecisions
+from steering_engine.steering.forward import upload
 from steering_engine.steering.ops import Effect
 from steering_engine.steering.plan import CompiledRule
 from steering_engine.steering.state import RowAct, SteeringState
@@ -38,31 +39,43 @@ def rows_of(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def acts(*rules: CompiledRule) -> list[RowAct]:
-    return [RowAct(0, one, one.layers) for one in rules]
+    return [RowAct(one, one.layers) for one in rules]
 
 
 class TestActs:
     def test_untouched_rows_keep_their_exact_bits(self, table: DirectionTable) -> None:
         hidden = rows_of(6)
-        batch = BatchPlan()
+        batch = BatchDecisions()
         batch.add_acts(2, acts(rule(0, PROMPT)))
-        steered = batch.upload(CPU).apply(1, hidden, table)
+        steered = upload(batch.plan(), CPU).apply(1, hidden, table)
         untouched = [0, 1, 3, 4, 5]
         assert torch.equal(steered[untouched], hidden[untouched])
         assert torch.equal(steered[2], hidden[2] + table.rows(1)[1])
 
     def test_the_input_is_not_written_to(self, table: DirectionTable) -> None:
         hidden = torch.zeros(3, HIDDEN)
-        batch = BatchPlan()
+        batch = BatchDecisions()
         batch.add_acts(1, acts(rule(0, PROMPT)))
-        batch.upload(CPU).apply(1, hidden, table)
+        upload(batch.plan(), CPU).apply(1, hidden, table)
         assert torch.equal(hidden, torch.zeros(3, HIDDEN))
+
+    def test_when_every_row_is_steered_the_input_is_not_written_to_either(
+        self, table: DirectionTable
+    ) -> None:
+        hidden = rows_of(3)
+        given_ = hidden.clone()
+        batch = BatchDecisions()
+        for row in range(3):
+            batch.add_acts(row, acts(rule(row, PROMPT), rule(5, PROMPT)))
+        steered = upload(batch.plan(), CPU).apply(1, hidden, table)
+        assert torch.equal(hidden, given_)
+        assert torch.equal(steered, given_ + table.rows(1)[1:4] + table.rows(1)[6])
 
     def test_a_block_that_no_rule_names_is_returned_as_it_is(self, table: DirectionTable) -> None:
         hidden = torch.zeros(3, HIDDEN)
-        batch = BatchPlan()
+        batch = BatchDecisions()
         batch.add_acts(1, acts(rule(0, PROMPT)))
-        assert batch.upload(CPU).apply(0, hidden, table) is hidden
+        assert upload(batch.plan(), CPU).apply(0, hidden, table) is hidden
 
     def test_several_rules_on_one_row_act_one_after_the_other(self, table: DirectionTable) -> None:
         hidden = rows_of(3, torch.bfloat16)
@@ -70,19 +83,19 @@ class TestActs:
             rule(0, PROMPT, effect=Effect(0.3)),
             rule(1, PROMPT, effect=Effect(0.0, 1.0, 0.5, 0.5)),
         )
-        batch = BatchPlan()
+        batch = BatchDecisions()
         batch.add_acts(1, acts(first, second))
         expected = hidden[1:2]
         for slot, one in ((1, first), (2, second)):
             expected = ops.steer(expected, table.rows(1)[slot][None], torch.tensor([one.effects[0]]))
-        assert torch.equal(batch.upload(CPU).apply(1, hidden, table)[1:2], expected)
+        assert torch.equal(upload(batch.plan(), CPU).apply(1, hidden, table)[1:2], expected)
 
     def test_only_the_blocks_of_the_act_are_steered(self, table: DirectionTable) -> None:
-        batch = BatchPlan()
+        batch = BatchDecisions()
         both = rule(0, PROMPT, layers=(0, 1))
-        batch.add_acts(0, [RowAct(0, both, (1,))])
+        batch.add_acts(0, [RowAct(both, (1,))])
         hidden = rows_of(1)
-        forward = batch.upload(CPU)
+        forward = upload(batch.plan(), CPU)
         assert forward.apply(0, hidden, table) is hidden
         assert not torch.equal(forward.apply(1, hidden, table), hidden)
 
@@ -97,18 +110,24 @@ class TestActs:
         rules_of_row = st.lists(st.tuples(st.integers(0, 5), effects), max_size=4)
         drawn = data.draw(st.lists(rules_of_row, min_size=1, max_size=8))
         hidden = rows_of(len(drawn))
-        together = BatchPlan()
+        together = BatchDecisions()
         alone = []
         for row, own in enumerate(drawn):
             made = acts(*(rule(slot, PROMPT, effect=effect) for slot, effect in own))
             together.add_acts(row, made)
-            single = BatchPlan()
+            single = BatchDecisions()
             single.add_acts(0, made)
-            alone.append(single.upload(CPU).apply(1, hidden[row : row + 1], table))
-        assert torch.equal(together.upload(CPU).apply(1, hidden, table), torch.cat(alone))
+            alone.append(upload(single.plan(), CPU).apply(1, hidden[row : row + 1], table))
+        assert torch.equal(upload(together.plan(), CPU).apply(1, hidden, table), torch.cat(alone))
 
-    def test_an_empty_plan_is_false(self) -> None:
-        assert not BatchPlan()
+    def test_a_plan_serves_any_number_of_forwards(self, table: DirectionTable) -> None:
+        batch = BatchDecisions()
+        batch.add_acts(1, acts(rule(0, PROMPT), rule(1, PROMPT)))
+        forward = upload(batch.plan(), CPU)
+        for count in (2, 3, 2):
+            hidden = rows_of(count)
+            expected = hidden[1] + table.rows(1)[1] + table.rows(1)[2]
+            assert torch.equal(forward.apply(1, hidden, table)[1], expected)
 
 
 def asking(*rules: CompiledRule, exclusive: bool = False) -> SteeringState:
@@ -117,12 +136,12 @@ def asking(*rules: CompiledRule, exclusive: bool = False) -> SteeringState:
 
 def run(states: dict[int, SteeringState], hidden: torch.Tensor, table: DirectionTable) -> list[torch.Tensor]:
     """One forward over three blocks whose outputs are all `hidden`; states by batch row, answered at its end."""
-    batch = BatchPlan()
+    batch = BatchDecisions()
     for row, state in states.items():
         candidates = state.open_candidates(LAST)
         assert candidates is not None
         batch.add_candidates(row, candidates, exclusive=state.plan.exclusive, owner=row)
-    forward = batch.upload(CPU)
+    forward = upload(batch.plan(), CPU)
     outputs = [forward.apply(block, hidden, table) for block in range(3)]
     answers = forward.answers()
     for row, state in states.items():
@@ -226,9 +245,9 @@ class TestQuestions:
         if not states:
             return
         outputs = run(states, hidden, table)
-        again = BatchPlan()
+        again = BatchDecisions()
         for row, state in states.items():
             again.add_acts(row, state.acts_on(LAST))
-        forward = again.upload(CPU)
+        forward = upload(again.plan(), CPU)
         for block in (1, 2):
             assert torch.equal(forward.apply(block, hidden, table), outputs[block])

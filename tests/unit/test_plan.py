@@ -9,8 +9,9 @@ import torch
 
 from steering_engine.blocks import SteeringHooks, find_blocks
 from steering_engine.loading import LoadedModel, load_model
+from steering_engine.steering.batch import BatchDecisions
 from steering_engine.steering.compile import compile_plan
-from steering_engine.steering.forward import BatchPlan
+from steering_engine.steering.forward import upload
 from steering_engine.steering.ops import Effect
 from steering_engine.steering.plan import SteeringPlan
 from steering_engine.steering.state import SteeringState
@@ -130,7 +131,7 @@ def told(plan: SteeringPlan, completion: tuple[int, ...] = ()) -> list[SteeringA
     for token_id in completion:
         state.accept(token_id)
     rows = range(len(PROMPT) + len(completion))
-    return [act.describe(len(PROMPT)) for row in rows for act in state.acts_on(row)]
+    return [act.describe(row, len(PROMPT)) for row in rows for act in state.acts_on(row)]
 
 
 class TestDeciding:
@@ -170,9 +171,9 @@ class TestDeciding:
         state = SteeringState(compile_plan(rules(rule), vectors, PROMPT), PROMPT)
         for token_id in (40, 41, 40, 41):
             state.accept(token_id)
-        first = [act for row in range(9) for act in state.acts_on(row)]
-        assert [act.row for act in first] == [6]
-        assert [act for row in range(9) for act in state.acts_on(row)] == first
+        first = [state.acts_on(row) for row in range(9)]
+        assert [row for row, acts in enumerate(first) if acts] == [6]
+        assert [state.acts_on(row) for row in range(9)] == first
 
 
 @pytest.fixture
@@ -203,10 +204,10 @@ class TestHooks:
         )
         for token_id in self.COMPLETION:
             state.accept(token_id)
-        batch = BatchPlan()
+        batch = BatchDecisions()
         for row in range(len(ids)):
             batch.add_acts(row, state.acts_on(row))
-        hooks.plan = batch.upload(CPU)
+        hooks.plan = upload(batch.plan(), CPU)
         steered = logits(loaded, ids)
         # Row P - 1 + j predicts token j.
         predicts = len(PROMPT) - 1 + step

@@ -201,14 +201,38 @@ def test_a_row_has_the_bits_that_it_has_alone(requests: list[tuple[Sampling, lis
         assert alone.alternatives == together[row].alternatives
 
 
-def test_a_row_that_is_not_finite_fails_its_own_run_alone() -> None:
+@pytest.mark.parametrize("what", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    "settings_of_row",
+    [PLAIN, replace(PLAIN, temperature=1.0), replace(PLAIN, temperature=1.0, top_k=3, top_p=0.9, min_p=0.1)],
+)
+def test_a_row_that_is_not_finite_fails_its_own_run_alone(what: float, settings_of_row: Sampling) -> None:
     logits = logits_of(3)
-    logits[1, 4] = torch.nan
-    runs = [run_of(replace(PLAIN, top_logprobs=2, repetition_penalty=1.2), [4]) for _ in range(3)]
-    sampled(logits, *runs)
+    logits[1] = what
+    sampling = replace(settings_of_row, top_logprobs=2, repetition_penalty=1.2)
+    runs = [run_of(sampling, [4]) for _ in range(3)]
+    drawn = sampled(logits, *runs)
     assert [run.failed for run in runs] == [False, True, False]
+    assert drawn[0] in [(one.id, one.logprob) for one in runs[0].alternatives]
+    assert drawn[1][0] in range(VOCAB)
     with pytest.raises(NotFiniteError, match="the logits of token 1 are not finite"):
         runs[1].take()
+
+
+def test_rows_of_a_large_vocabulary_have_the_bits_that_they_have_alone() -> None:
+    # So large that not all rows are looked at together.
+    settings_of_rows = [
+        PLAIN,
+        replace(PLAIN, temperature=1.0, top_logprobs=3),
+        replace(PLAIN, temperature=0.7, top_p=0.9),
+        replace(PLAIN, temperature=0.7, top_k=50, presence_penalty=0.5),
+        replace(PLAIN, temperature=1.3, min_p=0.01),
+    ]
+    logits = torch.randn(5, 140_000, generator=torch.Generator().manual_seed(0))
+    runs = [run_of(one, [7]) for one in settings_of_rows]
+    found = sampled(logits, *runs)
+    for row, one in enumerate(settings_of_rows):
+        assert sampled(logits[row : row + 1], run_of(one, [7])) == [found[row]]
 
 
 class TestOccurrences:

@@ -147,6 +147,20 @@ def test_greedy_rows_tell_their_probabilities_at_temperature_1() -> None:
     assert torch.equal(filtered, probabilities(logits))
 
 
+@pytest.mark.parametrize("kinds", [3, 40, 5000])
+@pytest.mark.parametrize("top_p", [0.001, 0.5, 0.999])
+def test_a_nucleus_of_any_size_is_what_sorting_the_vocabulary_gives(kinds: int, top_p: float) -> None:
+    # From one token to nearly all of them, and with ties at its end, of which those with lower ids are in it.
+    generator = torch.Generator().manual_seed(kinds)
+    logits = torch.randint(0, kinds, (5000,), generator=generator) / kinds
+    unfiltered = probabilities(logits)
+    order = unfiltered.argsort(descending=True, stable=True)
+    before = torch.cat([torch.zeros(1), unfiltered[order].cumsum(0)[:-1]])
+    found = probabilities(logits, top_p=top_p)
+    assert torch.equal(found.nonzero().flatten(), order[before < top_p].sort().values)
+    torch.testing.assert_close(found, unfiltered * (found > 0) / unfiltered[found > 0].sum())
+
+
 def test_ties_with_the_kth_token_are_kept() -> None:
     assert probabilities([2.0, 1.0, 1.0, 0.0], top_k=2).tolist()[1:] == pytest.approx(
         [0.2119, 0.2119, 0], abs=1e-4
@@ -171,6 +185,15 @@ def test_min_p_looks_at_what_top_k_and_top_p_left() -> None:
     # Without the nucleus the third token would pass.
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
     assert probabilities(logits, top_p=0.6, min_p=0.5).tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
+
+
+def test_the_result_is_written_where_it_is_asked_for() -> None:
+    logits, out = torch.randn(2, 9), torch.empty(2, 9, dtype=torch.float64)
+    one = torch.ones(2)
+    filters = (one, torch.tensor([0, 3]), one, 0 * one)
+    found = token_probabilities(logits, *filters, out=out)
+    assert found is out
+    assert torch.equal(out, token_probabilities(logits, *filters))
 
 
 def test_half_precision_logits_give_double_precision_probabilities() -> None:

@@ -88,13 +88,13 @@ class TestHoldingBack:
         assert torch.equal(hold_back(LOGITS[:1], at((0, 1), (0, 3))), expected)
 
 
+def rows_of(*probabilities: list[float]) -> torch.Tensor:
+    return torch.tensor(probabilities, dtype=torch.float64)
+
+
 def listed(probabilities: list[float], count: int) -> list[tuple[int, float]]:
-    ids, logprobs = most_likely(torch.tensor([probabilities], dtype=torch.float64), count)
-    return [
-        (token, logprob)
-        for token, logprob in zip(ids[0].tolist(), logprobs[0].tolist(), strict=True)
-        if logprob > -math.inf
-    ]
+    (ids,), (logprobs,) = (found.tolist() for found in most_likely(rows_of(probabilities), count))
+    return [(token, value) for token, value in zip(ids, logprobs, strict=True) if value > -math.inf]
 
 
 class TestMostLikely:

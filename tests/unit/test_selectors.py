@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -133,3 +135,27 @@ def test_a_selector_chooses_what_its_definition_says(selector: Selector, prompt_
     first = resolved.first_row()
     assert first is not None
     assert not chosen or first <= chosen[0]
+
+
+@given(selectors, st.integers(1, 10), st.integers(0, ROWS))
+@settings(max_examples=300)
+def test_between_two_changes_all_steps_are_chosen_or_none(
+    selector: Selector, prompt_length: int, step: int
+) -> None:
+    if list(selector_violations("selector", selector, prompt_length)):
+        return
+    resolved = resolve_selector(selector, (0,) * prompt_length)
+    until = resolved.same_until(step)
+    assert until > step
+    for other in range(step, int(min(until, step + ROWS))):
+        assert resolved.selects_step(other) == resolved.selects_step(step)
+
+
+def test_a_choice_that_never_changes_again_is_the_same_for_ever() -> None:
+    assert resolve_selector(Selector(), (0,) * 5).same_until(0) == math.inf
+    window = resolve_selector(Selector.step_window(2, 4), (0,) * 5)
+    assert [window.same_until(step) for step in range(5)] == [2, 2, 4, 4, math.inf]
+
+
+def test_a_choice_by_tokens_may_change_at_every_step() -> None:
+    assert resolve_selector(Selector.after_tokens(7), (0,) * 5).same_until(3) == 4

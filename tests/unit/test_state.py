@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from steering_engine.steering.state import Answer, SteeringState
-from steering_spec import Clause, Phase, Positions, Selector, SteeringAct, TokenSet, TriggerKind
+from steering_engine.steering.triggers import CompiledTrigger, TriggerState
+from steering_spec import (
+    Clause,
+    Phase,
+    Positions,
+    Selector,
+    SteeringAct,
+    TokenSet,
+    TriggerKind,
+    Window,
+)
 from tests.support.steering import context, plan_of, probe, rule
 
 PROMPT = (10, 11, 12, 13, 14)
@@ -13,7 +25,7 @@ LAST = len(PROMPT) - 1
 
 
 def told(state: SteeringState, rows: range) -> list[SteeringAct]:
-    return [act.describe(len(PROMPT)) for row in rows for act in state.acts_on(row)]
+    return [act.describe(row, len(PROMPT)) for row in rows for act in state.acts_on(row)]
 
 
 def after(state: SteeringState, *completion: int) -> SteeringState:
@@ -143,3 +155,43 @@ class TestTheFirstTakesTheRow:
         )
         state = SteeringState(plan, PROMPT)
         assert [act.rule.index for row in range(4) for act in state.acts_on(row)] == [1, 0, 1, 1]
+
+
+predicates = st.one_of(
+    st.none(),
+    st.lists(st.integers(0, 12), min_size=1, max_size=3).map(lambda steps: Positions(tuple(steps))),
+    st.builds(Window, st.integers(0, 8), st.none() | st.integers(9, 12)),
+    st.lists(st.integers(20, 22), min_size=1, max_size=2).map(lambda ids: TokenSet(tuple(ids))),
+)
+clauses = st.lists(st.builds(Clause, st.just(Phase.GENERATION), predicates), min_size=1, max_size=2)
+selectors = st.builds(Selector, clauses.map(tuple), st.just(()) | clauses.map(tuple))
+triggers = st.none() | st.builds(
+    lambda hold, cooldown, most: context((20,), (21, 22), hold=hold, cooldown=cooldown, most=most),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.integers(0, 2),
+)
+
+
+@given(
+    st.lists(st.tuples(selectors, triggers), min_size=1, max_size=3),
+    st.lists(st.integers(20, 22), max_size=14),
+)
+@settings(max_examples=300)
+def test_each_step_is_decided_as_if_it_were_looked_at_alone(
+    rules: list[tuple[Selector, CompiledTrigger | None]], completion: list[int]
+) -> None:
+    compiled = [
+        rule(index, PROMPT, selector=selector, trigger=trigger)
+        for index, (selector, trigger) in enumerate(rules)
+    ]
+    state = after(SteeringState(plan_of(PROMPT, *compiled), PROMPT), *completion)
+    waiting = [TriggerState(one.trigger) if one.trigger else None for one in compiled]
+    for step in range(len(completion) + 1):
+        history = [*PROMPT, *completion[:step]]
+        expected = []
+        for one, trigger in zip(compiled, waiting, strict=True):
+            selected = one.selector.selects_step(step, history[-1])
+            acts = trigger.decide(step, selected, history).acts if trigger else selected
+            expected += [one.index] if acts else []
+        assert [act.rule.index for act in state.acts_on(LAST + step)] == expected

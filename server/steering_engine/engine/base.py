@@ -74,6 +74,7 @@ class EngineRequest:
             and never empty, and the request ends with the token whose piece makes it return True; the finish reason
             is STOP_SEQUENCE then, and the tokens are the same whatever else is in the batch. It should take
             microseconds: the whole batch waits for it. When it raises, this request alone ends, with that error.
+        trace: Whether chunks tell the acts of steering.
     """
 
     request_id: str
@@ -83,6 +84,7 @@ class EngineRequest:
     streaming: bool = False
     banned_first_ids: tuple[int, ...] = ()
     until: Callable[[str], bool] | None = None
+    trace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ class EngineChunk:
     Attributes:
         tokens: New tokens, in order.
         text: Text that is now final: whole characters, never part of a stop sequence, no special tokens.
-        acts: Steering acts on the rows that led to these tokens.
+        acts: Steering acts on the rows that led to these tokens, where the request asks for a trace.
+        steered_rows: How many of those rows were steered.
         finish_reason: Set on the last chunk only.
         first_token_seconds: From submission to the first token; None until there is one.
     """
@@ -100,6 +103,7 @@ class EngineChunk:
     tokens: tuple[Token, ...]
     text: str
     acts: tuple[SteeringAct, ...] = ()
+    steered_rows: int = 0
     finish_reason: FinishReason | None = None
     first_token_seconds: float | None = None
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from steering_engine.engine.attention import PackedLayout
 from steering_engine.engine.limits import EngineLimits
-from steering_engine.steering.forward import BatchPlan
+from steering_engine.steering.batch import BatchPlan
 from steering_engine.steering.table import Rows
 
 
@@ -25,7 +25,7 @@ class Start(NamedTuple):
 class Forward(NamedTuple):
     """A batch: how it is packed and steered, and rows of the direction table that are new. Its tensors come after."""
 
-    plan: BatchPlan
+    plan: BatchPlan | None
     layout: PackedLayout
     sizes: dict[str, Any]
     rows: Rows

@@ -12,7 +12,7 @@ from steering_engine.engine.base import EngineChunk, EngineRequest
 from steering_engine.engine.occurrences import Occurrences
 from steering_engine.engine.sampling import uniform
 from steering_engine.engine.text import TextStream
-from steering_engine.steering.forward import BatchPlan
+from steering_engine.steering.batch import BatchDecisions
 from steering_engine.steering.state import Answer, SteeringState
 from steering_spec import FinishReason, SteeringAct, Token, TokenLogprob
 
@@ -27,6 +27,7 @@ class Run:
         copies: Other runs that begin as copies of this one when its prompt is computed.
         occurrences: The tokens that are there already, counted where penalties depend on them.
         alternatives: What might have been drawn in place of the next token, where the request asks for it.
+        steered_rows: Computed rows that something acted on.
     """
 
     def __init__(
@@ -56,10 +57,13 @@ class Run:
         self._error: Exception | None = None
         self._submitted = time.perf_counter()
         self._first_token_seconds: float | None = None
+        # What happened on rows is told together with the token that they lead to.
         self._acts_without_token: list[SteeringAct] = []
         self._new_tokens: list[Token] = []
         self._new_text = ""
         self._new_acts: list[SteeringAct] = []
+        self._steered_rows_with_token = 0
+        self._steered_rows_told = 0
 
     @property
     def done(self) -> bool:
@@ -91,7 +95,7 @@ class Run:
         """What forwards decided on rows (see `steering_engine.engine.salt`)."""
         return {} if self._steering is None else self._steering.marks
 
-    def plan_rows(self, batch: BatchPlan, offset: int, start: int, stop: int) -> None:
+    def plan_rows(self, batch: BatchDecisions, offset: int, start: int, stop: int) -> None:
         """Adds to a forward what steering does on rows `[start, stop)`, the first of which stands at `offset` in it."""
         plan = self.request.plan
         if self._steering is None or plan is None or plan.first_row is None:
@@ -106,8 +110,8 @@ class Run:
     def rows_done(self, stop: int, answers: Mapping[int, Answer]) -> None:
         """Takes note that all rows before `stop` are computed, and of what the forward decided on the last of them.
 
-        Acts on rows that are reached for the first time are recorded, those of rows that came from shared pages too:
-        the report says what a request's rows are, not which of them had to be computed.
+        Rows that are reached for the first time count, those that came from shared pages too: the report says what a
+        request's rows are, not which of them had to be computed.
         """
         plan = self.request.plan
         if self._steering is None or plan is None or plan.first_row is None:
@@ -116,8 +120,8 @@ class Run:
         for row in range(max(self._rows_seen, plan.first_row), stop):
             if acts := self._steering.acts_on(row):
                 self.steered_rows += 1
-                # They are told together with the token that they led to, which is not drawn yet.
-                self._acts_without_token += [act.describe(plan.prompt_length) for act in acts]
+                if self.request.trace:
+                    self._acts_without_token += [act.describe(row, plan.prompt_length) for act in acts]
         self._rows_seen = max(self._rows_seen, stop)
 
     def accept(self, token: Token, is_eos: bool) -> bool:
@@ -144,6 +148,7 @@ class Run:
             self._new_tokens.append(token)
             self._new_acts += self._acts_without_token
             self._acts_without_token = []
+            self._steered_rows_with_token = self.steered_rows
             self._new_text += text
             self.finish_reason = reason
         return reason is not None
@@ -180,8 +185,10 @@ class Run:
                 tuple(self._new_tokens),
                 self._new_text,
                 tuple(self._new_acts),
+                self._steered_rows_with_token - self._steered_rows_told,
                 self.finish_reason,
                 self._first_token_seconds,
             )
             self._new_tokens, self._new_text, self._new_acts = [], "", []
+            self._steered_rows_told = self._steered_rows_with_token
         return chunk

@@ -6,7 +6,6 @@ whose request wants no biases, penalties or alternatives don't pay for those tha
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection, Sequence
 
@@ -15,8 +14,11 @@ import torch
 from steering_engine.engine import sampling
 from steering_engine.engine.run import Run
 from steering_engine.engine.sampling import Places
+from steering_engine.engine.scratch import scratch
 from steering_engine.errors import NotFiniteError
 from steering_spec import TokenLogprob
+
+_CACHED = 1 << 17  # probabilities of a thread: 1 MiB
 
 
 def sample_batch(
@@ -34,40 +36,56 @@ def sample_batch(
     Returns:
         Ids `[rows]` int64, and the natural logarithm of their probabilities `[rows]` float32.
     """
+    size = _rows_at_once(logits)
+    starts = range(0, len(runs), size)
+    parts = [_sample(logits[start : start + size], runs[start : start + size], eos_ids) for start in starts]
+    ids, logprobs = zip(*parts, strict=True)
+    return torch.cat(ids), torch.cat(logprobs)
+
+
+def _rows_at_once(logits: torch.Tensor) -> int:
+    """Rows whose probabilities stay in the caches of a CPU from one pass over them to the next."""
+    rows, vocab = logits.shape
+    return rows if logits.device.type != "cpu" else max(1, _CACHED // vocab) * torch.get_num_threads()
+
+
+def _sample(
+    logits: torch.Tensor, runs: Sequence[Run], eos_ids: Collection[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     settings = [run.request.sampling for run in runs]
-    device = logits.device
-    temperature = torch.tensor([one.temperature for one in settings], device=device)
+    temperature = torch.tensor([one.temperature for one in settings])
     probabilities = sampling.token_probabilities(
         _adjusted(logits, runs, eos_ids),
         temperature,
-        torch.tensor([one.top_k for one in settings], device=device),
-        torch.tensor([one.top_p for one in settings], device=device),
-        torch.tensor([one.min_p for one in settings], device=device),
+        torch.tensor([one.top_k for one in settings]),
+        torch.tensor([one.top_p for one in settings]),
+        torch.tensor([one.min_p for one in settings]),
+        out=scratch("probabilities", logits.shape, logits, torch.float64),
     )
     for row, run in enumerate(runs):
         if run.request.banned_first_ids and run.step == 0:
-            banned = torch.tensor(run.request.banned_first_ids, device=device)
+            banned = torch.tensor(run.request.banned_first_ids, device=logits.device)
             probabilities[row] = sampling.ban(probabilities[row], banned)
-    _fail_rows_without_distribution(probabilities, runs)
-    _tell_alternatives(probabilities, runs)
-    uniforms = torch.tensor([run.uniform() for run in runs], dtype=torch.float64, device=device)
-    return sampling.draw(probabilities, temperature, uniforms)
+    _leave_alternatives(probabilities, runs)
+    uniforms = torch.tensor([run.uniform() for run in runs], dtype=torch.float64)
+    ids, logprobs = sampling.draw(probabilities, temperature, uniforms)
+    for row in logprobs.isnan().nonzero().flatten().tolist():
+        run = runs[row]
+        cause = "; its steering is too strong" if run.steered_rows else ""
+        run.fail(NotFiniteError(f"the logits of token {run.step} are not finite{cause}"))
+    return ids, logprobs
 
 
-def _tell_alternatives(probabilities: torch.Tensor, runs: Sequence[Run]) -> None:
-    asked = {row: run.request.sampling.top_logprobs for row, run in enumerate(runs)}
-    rows = [row for row, count in asked.items() if count]
-    if not rows:
+def _leave_alternatives(probabilities: torch.Tensor, runs: Sequence[Run]) -> None:
+    asking = [row for row, run in enumerate(runs) if run.request.sampling.top_logprobs]
+    if not asking:
         return
-    index = torch.tensor(rows, device=probabilities.device)
-    ids, logprobs = sampling.most_likely(probabilities[index], max(asked.values()))
-    for row, *best in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
-        alternatives = zip(*best, strict=True)
-        runs[row].alternatives = tuple(
-            TokenLogprob(token_id, logprob)
-            for token_id, logprob in itertools.islice(alternatives, asked[row])
-            if logprob > -math.inf
-        )
+    most = max(runs[row].request.sampling.top_logprobs for row in asking)
+    ids, logprobs = sampling.most_likely(probabilities[asking], most)
+    for row, *found in zip(asking, ids.tolist(), logprobs.tolist(), strict=True):
+        run = runs[row]
+        possible = [TokenLogprob(*one) for one in zip(*found, strict=True) if one[1] > -math.inf]
+        run.alternatives = tuple(possible[: run.request.sampling.top_logprobs])
 
 
 def _adjusted(logits: torch.Tensor, runs: Sequence[Run], eos_ids: Collection[int]) -> torch.Tensor:
@@ -137,13 +155,3 @@ def _held_back(logits: torch.Tensor, runs: Sequence[Run], eos_ids: Collection[in
 
 def _places(logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int]) -> Places:
     return Places(torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device))
-
-
-def _fail_rows_without_distribution(probabilities: torch.Tensor, runs: Sequence[Run]) -> None:
-    # An id out of range would end the engine for everybody, so such rows get any distribution at all.
-    broken = ~torch.isfinite(probabilities.sum(-1))
-    for row in broken.nonzero().flatten().tolist():
-        run = runs[row]
-        cause = "; its steering is too strong" if run.steered_rows else ""
-        run.fail(NotFiniteError(f"the logits of token {run.step} are not finite{cause}"))
-        probabilities[row] = 1.0 / probabilities.shape[-1]

@@ -8,14 +8,19 @@ seed and the step. So a seeded request draws the same tokens alone and in any ba
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import pad
+
+from steering_engine.engine.scratch import scratch
 
 _UNIFORM_BITS = (
     52  # one bit fewer than a double's mantissa, so that the largest value stays below 1 when scaled
 )
+_CANDIDATES = (256, 4096, 65_536)  # how many tokens are sorted for a nucleus, until it is in them
 
 
 def uniform(seed: int, step: int) -> float:
@@ -94,54 +99,88 @@ def token_probabilities(
     top_k: torch.Tensor,
     top_p: torch.Tensor,
     min_p: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What the sampler draws from: the distribution after temperature, top-k, top-p and min-p (in this order).
 
+    Rows pay for the filters that they use. A row whose logits are not finite is NaN throughout.
+
     Args:
-        logits: `[rows, vocab]`, any floating dtype.
+        logits: `[rows, vocab]`, any floating dtype. The settings are on the CPU, whatever the device of the logits.
         temperature: `[rows]`; 0 means greedy, for which the distribution at temperature 1 is returned.
         top_k: `[rows]` integers; 0 keeps all tokens. Ties with the k-th token are kept.
         top_p: `[rows]`; the smallest set of most likely tokens whose mass reaches it is kept, at least one token.
         min_p: `[rows]`; tokens are kept that are at least this share as likely as the most likely one; 0 keeps all.
+        out: Where the result goes, `[rows, vocab]` float64 on the device of the logits; None makes a new tensor.
 
     Returns:
         Probabilities `[rows, vocab]`, float64, each row summing to 1.
     """
-    scaled = logits.double() / torch.where(temperature > 0, temperature, 1.0).double()[:, None]
-    probabilities = torch.softmax(scaled, dim=-1)
-    limited = torch.nonzero((temperature > 0) & ((top_k > 0) | (top_p < 1))).flatten()
-    if len(limited):
-        probabilities[limited] = _limit(probabilities[limited], top_k[limited], top_p[limited])
-    floored = torch.nonzero((temperature > 0) & (min_p > 0)).flatten()
-    if len(floored):
-        probabilities[floored] = _floor(probabilities[floored], min_p[floored])
+    scores = scratch("sampling", logits.shape, logits, torch.float64).copy_(logits)
+    sampled = temperature > 0
+    divisors = torch.where(sampled, temperature, 1.0).double()
+    if bool((divisors != 1).any()):
+        scores /= divisors.to(logits.device)[:, None]
+    probabilities = torch.softmax(scores, dim=-1, out=out)
+    for chosen, setting, keep in (
+        (top_k > 0, top_k, _keep_most_likely),
+        (top_p < 1, top_p, _keep_nucleus),
+        (min_p > 0, min_p, _keep_near_the_top),
+    ):
+        rows = torch.nonzero(sampled & chosen).flatten()
+        if len(rows):
+            own, index = setting[rows].to(logits.device), rows.to(logits.device)
+            kept = keep(probabilities[index], own[:, None])
+            probabilities[index] = kept.div_(_total(kept))
     return probabilities
 
 
-def _limit(probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+def _keep_most_likely(probabilities: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
+    k = top_k.clamp(max=probabilities.shape[-1])
+    least = probabilities.topk(int(k.max())).values.gather(-1, k - 1)
+    return torch.where(probabilities >= least, probabilities, 0.0)
+
+
+def _keep_nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     vocab = probabilities.shape[-1]
-    ordered = probabilities.sort(dim=-1, descending=True).values
-    k = torch.where(top_k > 0, top_k, vocab).clamp(max=vocab).long()
-    threshold = ordered.gather(-1, (k - 1)[:, None])
-    kept = torch.where(probabilities >= threshold, probabilities, 0.0)
-    kept /= _total(kept)
-    ordered, order = kept.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
-    nucleus = (before < top_p.double()[:, None]) | (top_p >= 1)[:, None]
-    nucleus[:, 0] = True
-    kept = torch.zeros_like(kept).scatter(-1, order, torch.where(nucleus, ordered, 0.0))
-    return kept / _total(kept)
+    # Sorting the whole vocabulary takes thirty times as long as finding its few hundred most likely tokens.
+    for count in (*(few for few in _CANDIDATES if few < vocab // 2), vocab):
+        ordered, ids = _most_likely_first(probabilities, count)
+        reached = ordered.cumsum(-1)
+        if not bool((reached[:, -1:] < top_p).any()):
+            break
+    before = pad(reached[:, :-1], (1, 0))
+    return torch.zeros_like(probabilities).scatter_(-1, ids, torch.where(before < top_p, ordered, 0.0))
 
 
-def _floor(probabilities: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    least = min_p.double()[:, None] * probabilities.amax(-1, keepdim=True)
-    kept = torch.where(probabilities >= least, probabilities, 0.0)
-    return kept / _total(kept)
+def _keep_near_the_top(probabilities: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
+    least = min_p.double() * probabilities.amax(-1, keepdim=True)
+    return torch.where(probabilities >= least, probabilities, 0.0)
 
 
 def _total(probabilities: torch.Tensor) -> torch.Tensor:
     # Not `sum`: of a single long row it adds up shares of several threads, and gives other bits than among many rows.
-    return probabilities.cumsum(-1)[:, -1:]
+    return _cumulative(probabilities)[:, -1:]
+
+
+def _cumulative(probabilities: torch.Tensor) -> torch.Tensor:
+    """The cumulative distribution of each row; the result is scratch."""
+    out = scratch("sampling", probabilities.shape, probabilities)
+    return torch.cumsum(probabilities, -1, out=out)
+
+
+def _most_likely_first(probabilities: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` most likely tokens of each row and their ids, the lower id first among equals above 0."""
+    if count == probabilities.shape[-1]:
+        return probabilities.sort(dim=-1, descending=True, stable=True)
+    top = probabilities.topk(count + 1)
+    least = top.values[:, count - 1 : count].clamp(min=math.ulp(0.0))
+    if bool((top.values[:, count:] >= least).any()):
+        # `topk` takes any of equals, so all that are as likely as the last one have to be looked at.
+        top = probabilities.topk(int((probabilities >= least).sum(-1).max()))
+    ids = top.indices.sort(-1).values
+    ordered, order = probabilities.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    return ordered[:, :count], ids.gather(-1, order[:, :count])
 
 
 def ban(probabilities: torch.Tensor, banned_ids: torch.Tensor) -> torch.Tensor:
@@ -153,27 +192,18 @@ def ban(probabilities: torch.Tensor, banned_ids: torch.Tensor) -> torch.Tensor:
 
 
 def most_likely(probabilities: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most likely tokens, most likely first, the lower id first among equals.
+    """The most likely tokens of each distribution, most likely first, the lower id first among equals.
 
     Args:
         probabilities: `[rows, vocab]` float64.
-        count: How many of each row, at least 1; `vocab` of them are all.
+        count: How many are asked for, at least 1; n is this or the size of the vocabulary.
 
     Returns:
-        Ids `[rows, count]` int64, and the natural logarithm of their probabilities `[rows, count]` float32: -infinity
-        where a row has fewer tokens with a probability above 0.
+        Ids `[rows, n]` int64, and the natural logarithm of their probabilities `[rows, n]` float32; minus infinity says
+        that the distribution has no more tokens.
     """
-    count = min(count, probabilities.shape[-1])
-    values, ids = probabilities.topk(count, dim=-1)
-    least = values[:, -1:]
-    tied = ((least[:, 0] > 0) & ((probabilities >= least).sum(-1) > count)).nonzero().flatten()
-    ids = ids.sort(dim=-1).values
-    values, order = probabilities.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
-    ids = ids.gather(-1, order)
-    if len(tied):  # `topk` takes any of those that are as likely as the last one
-        ordered, order = probabilities[tied].sort(dim=-1, descending=True, stable=True)
-        values[tied], ids[tied] = ordered[:, :count], order[:, :count]
-    return ids, values.log().float()
+    ordered, ids = _most_likely_first(probabilities, min(count, probabilities.shape[-1]))
+    return ids, ordered.log().float()
 
 
 def draw(
@@ -183,14 +213,29 @@ def draw(
 
     Args:
         probabilities: `[rows, vocab]` float64, from `token_probabilities`.
-        temperature: `[rows]`; rows with 0 take the most likely token (the first of equals).
-        uniforms: `[rows]` float64 in [0, 1).
+        temperature: `[rows]` on the CPU; rows with 0 take the most likely token (the first of equals).
+        uniforms: `[rows]` float64 in [0, 1) on the CPU.
 
     Returns:
-        Ids `[rows]` int64, and the natural logarithm of their probabilities `[rows]` float32.
+        Ids `[rows]` int64, and the natural logarithm of their probabilities `[rows]` float32: NaN with any id where the
+        row is NaN.
     """
-    cumulative = probabilities.cumsum(-1)
-    # Scaling by the row's own total keeps the draw inside the distribution when rounding left it short of 1.
-    ids = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True).squeeze(-1)
-    ids = torch.where(temperature > 0, ids, probabilities.argmax(-1))
+    sampled = temperature > 0
+    if not bool(sampled.any()):
+        ids = _first_of_the_most_likely(probabilities)
+    else:
+        cumulative = _cumulative(probabilities)
+        # Scaling by the row's own total keeps the draw inside the distribution when rounding left it short of 1.
+        at = uniforms.to(probabilities.device) * cumulative[:, -1]
+        ids = torch.searchsorted(cumulative, at[:, None], right=True).squeeze(-1)
+        ids = ids.clamp_(max=probabilities.shape[-1] - 1)  # beyond it where the row is NaN
+        if not bool(sampled.all()):
+            ids = torch.where(sampled.to(probabilities.device), ids, _first_of_the_most_likely(probabilities))
     return ids, probabilities.gather(-1, ids[:, None]).squeeze(-1).log().float()
+
+
+def _first_of_the_most_likely(probabilities: torch.Tensor) -> torch.Tensor:
+    if probabilities.device.type != "cpu":
+        return probabilities.argmax(-1)
+    # torch's own takes ten times as long on a CPU, as it is not vectorised.
+    return torch.from_numpy(probabilities.numpy().argmax(-1))

@@ -32,7 +32,7 @@ from steering_engine.engine.library.inputs import share_tensors, sizes_of
 from steering_engine.engine.limits import EngineLimits
 from steering_engine.engine.messages import Forward, Message, Start
 from steering_engine.errors import EngineStoppedError, ModelError
-from steering_engine.steering.forward import BatchPlan
+from steering_engine.steering.batch import BatchPlan
 from steering_engine.steering.table import DirectionTable
 
 _log = logging.getLogger(__name__)
@@ -121,11 +121,13 @@ class Followers:
                 thread.join(max(0.0, deadline - time.monotonic()))
         return self._loss
 
-    def forward(self, plan: BatchPlan, layout: PackedLayout, inputs: Any, table: DirectionTable) -> None:
+    def forward(
+        self, plan: BatchPlan | None, layout: PackedLayout, inputs: Any, table: DirectionTable
+    ) -> None:
         """Has the followers begin the forward that the driver is about to run.
 
         Args:
-            plan: Its steering.
+            plan: Its steering; None is that of the forward before.
             layout: How it is packed.
             inputs: The library's inputs of the batch.
             table: The directions.

@@ -1,133 +1,34 @@
-"""What steering does in one forward: the decisions of all requests as index tensors per block.
+"""What steering does in one forward, on the device: a plan as index tensors per block, applied to the residual stream.
 
-`BatchPlan` gathers them on the host; `ForwardPlan` is the same as tensors on the device, and applies it to the
-residual stream. Nothing in there waits for the device: what triggers read decides on the device alone, and is told to
-the host when the forward is over.
+Nothing in here waits for the device: what triggers read decides on the device alone, and is told to the host when the
+forward is over.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+import operator
+from array import array
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import chain, groupby
 from typing import NamedTuple
 
 import torch
 
 from steering_engine.steering import ops
-from steering_engine.steering.ops import Effect
-from steering_engine.steering.state import Answer, Candidate, RowAct
+from steering_engine.steering.batch import ALWAYS, FIRST_QUESTION, BatchPlan, Entry, Question
+from steering_engine.steering.state import Answer
 from steering_engine.steering.table import DirectionTable
-from steering_engine.steering.triggers import Reading
 from steering_spec import TriggerKind
 
-ALWAYS = 0
-"""The gate that is always open."""
-FIRST_QUESTION = 1
-"""The gate of the first question; the others follow."""
 _TINY = torch.finfo(torch.float32).tiny
-
-
-@dataclass(slots=True)
-class Entries:
-    """What is done at one block, one entry for each rule and row, as columns.
-
-    Rows ascend, and the entries of a row stand in the order in which its rules act.
-
-    Attributes:
-        rows: Packed row.
-        places: How many entries of the same row come before.
-        slots: Slot of the direction.
-        gates: The gate that lets the rule act.
-        exclusive: 1 when a rule that acted on the row before keeps this one from it.
-        effects: What is done.
-    """
-
-    rows: list[int] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
-    gates: list[int] = field(default_factory=list)
-    exclusive: list[int] = field(default_factory=list)
-    effects: list[Effect] = field(default_factory=list)
-
-
-class Question(NamedTuple):
-    """What a trigger asks about a row: who asks, which of its rules, and what is read."""
-
-    owner: Hashable
-    rule_index: int
-    row: int
-    reading: Reading
-
-
-class BatchPlan:
-    """What steering does in one forward, gathered on the host; rows are added in ascending order.
-
-    Entries of a row follow the order of its own rules, whatever else is in the batch; so the result for a row is the
-    same in any batch.
-    """
-
-    def __init__(self) -> None:
-        self.entries: dict[int, Entries] = {}
-        self.questions: list[Question] = []
-
-    def __bool__(self) -> bool:
-        return bool(self.entries or self.questions)
-
-    def add_acts(self, batch_row: int, acts: Sequence[RowAct]) -> None:
-        """Adds all acts of a decided row, which stands at `batch_row` in the forward's packed rows."""
-        for act in acts:
-            rule = act.rule
-            for layer, slot, effect in zip(rule.layers, rule.slots, rule.effects, strict=True):
-                if layer in act.layers:
-                    self._put(layer, batch_row, slot, effect, ALWAYS, exclusive=False)
-
-    def add_candidates(
-        self, batch_row: int, candidates: Sequence[Candidate], *, exclusive: bool, owner: Hashable
-    ) -> None:
-        """Adds a row that asks questions; `owner` says whose answers they are."""
-        taken: set[int] = set()  # blocks where a rule acts for certain, so that no later one does
-        for candidate in candidates:
-            rule = candidate.act.rule
-            gate = ALWAYS
-            if candidate.asks and rule.trigger is not None and isinstance(rule.trigger.condition, Reading):
-                gate = FIRST_QUESTION + len(self.questions)
-                self.questions.append(Question(owner, rule.index, batch_row, rule.trigger.condition))
-            if candidate.acts:
-                gate = ALWAYS
-            for layer, slot, effect in zip(rule.layers, rule.slots, rule.effects, strict=True):
-                if layer not in taken:
-                    self._put(layer, batch_row, slot, effect, gate, exclusive=exclusive)
-            if exclusive and gate == ALWAYS:
-                taken.update(rule.layers)
-
-    def _put(self, layer: int, row: int, slot: int, effect: Effect, gate: int, *, exclusive: bool) -> None:
-        entries = self.entries.get(layer)
-        if entries is None:
-            entries = self.entries[layer] = Entries()
-        follows = bool(entries.rows) and entries.rows[-1] == row
-        entries.places.append(entries.places[-1] + 1 if follows else 0)
-        entries.rows.append(row)
-        entries.slots.append(slot)
-        entries.gates.append(gate)
-        entries.exclusive.append(int(exclusive))
-        entries.effects.append(effect)
-
-    def upload(self, device: torch.device) -> ForwardPlan:
-        """The same as tensors on the device."""
-        return ForwardPlan(
-            lanes={layer: _lanes(entries, device) for layer, entries in self.entries.items()},
-            readings=_readings(self.questions, device),
-            questions=tuple(self.questions),
-            device=device,
-        )
 
 
 class Lane(NamedTuple):
     """Entries of one block that stand at the same place of their row, on the device: each row at most once.
 
     Attributes:
-        rows: `[n]` packed rows.
+        rows: `[n]` packed rows, ascending.
         slots: `[n]` slots of their directions.
         effects: `[n, 5]` what is done; `[n]` strengths alone where all rows are only added to.
         gates: `[n]` gates that let the rules act; None when all are always open.
@@ -137,8 +38,8 @@ class Lane(NamedTuple):
     rows: torch.Tensor
     slots: torch.Tensor
     effects: torch.Tensor
-    gates: torch.Tensor | None
-    exclusive: torch.Tensor | None
+    gates: torch.Tensor | None = None
+    exclusive: torch.Tensor | None = None
 
 
 class BlockReading(NamedTuple):
@@ -163,32 +64,38 @@ class BlockReading(NamedTuple):
     pair_unit: torch.Tensor
 
 
-def _lanes(entries: Entries, device: torch.device) -> tuple[Lane, ...]:
-    count = max(entries.places) + 1
-    if count == 1:
-        return (_lane(entries, range(len(entries.rows)), device),)
-    by_place: list[list[int]] = [[] for _ in range(count)]
-    for number, place in enumerate(entries.places):
-        by_place[place].append(number)
-    return tuple(_lane(entries, numbers, device) for numbers in by_place)
-
-
-def _lane(entries: Entries, numbers: Sequence[int], device: torch.device) -> Lane:
-    effects = [entries.effects[number] for number in numbers]
-    gated = any(entries.gates)
-    return Lane(
-        torch.tensor([entries.rows[number] for number in numbers], device=device),
-        torch.tensor([entries.slots[number] for number in numbers], device=device),
-        torch.tensor(
-            [effect.strength for effect in effects] if all(one.adds_only for one in effects) else effects,
-            dtype=torch.float32,
-            device=device,
-        ),
-        torch.tensor([entries.gates[number] for number in numbers], device=device) if gated else None,
-        torch.tensor([entries.exclusive[number] for number in numbers], dtype=torch.bool, device=device)
-        if gated
-        else None,
+def upload(plan: BatchPlan, device: torch.device) -> ForwardPlan:
+    """A plan as tensors on the device."""
+    return ForwardPlan(
+        lanes=_lanes(plan.entries, device),
+        readings=_readings(plan.questions, device),
+        questions=tuple(plan.questions),
+        device=device,
     )
+
+
+def _lanes(by_block: Mapping[int, Sequence[Entry]], device: torch.device) -> dict[int, list[Lane]]:
+    """The lanes of each block: views into one tensor of integers and one of effects, so that two copies send all."""
+    if not by_block:
+        return {}
+    by_place = operator.attrgetter("place")
+    ordered = {block: sorted(entries, key=by_place) for block, entries in by_block.items()}
+    flat = list(chain.from_iterable(ordered.values()))
+    columns = zip(*((one.row, one.slot, one.gate, one.exclusive) for one in flat), strict=True)
+    integers = _integers(chain.from_iterable(columns), device).view(4, -1)
+    effects = _floats(chain.from_iterable(one.effect for one in flat), device).view(len(flat), -1)
+    lanes: dict[int, list[Lane]] = {}
+    start = 0
+    for block, entries in ordered.items():
+        gated = any(one.gate for one in entries)
+        lanes[block] = []
+        for _, group in groupby(entries, key=by_place):
+            adds_only = [one.effect.adds_only for one in group]
+            part = slice(start, start := start + len(adds_only))
+            rows, slots, gates, exclusive = integers[:, part]
+            lane = Lane(rows, slots, effects[part, 0] if all(adds_only) else effects[part])
+            lanes[block].append(lane._replace(gates=gates, exclusive=exclusive.bool()) if gated else lane)
+    return lanes
 
 
 def _readings(questions: Sequence[Question], device: torch.device) -> dict[int, BlockReading]:
@@ -200,23 +107,32 @@ def _readings(questions: Sequence[Question], device: torch.device) -> dict[int, 
         asked = [questions[number] for number in numbers]
         pairs = [(place, one, slot) for place, one in enumerate(asked) for slot in one.reading.slots]
         found[block] = BlockReading(
-            torch.tensor(numbers, device=device),
-            torch.tensor([one.reading.threshold for one in asked], dtype=torch.float32, device=device),
-            torch.tensor([one.reading.bias for one in asked], dtype=torch.float32, device=device),
-            torch.tensor([one.row for _, one, _ in pairs], device=device),
-            torch.tensor([slot for _, _, slot in pairs], device=device),
-            torch.tensor([place for place, _, _ in pairs], device=device),
-            torch.tensor([one.reading.kind is TriggerKind.SIMILARITY for _, one, _ in pairs], device=device),
+            _integers(numbers, device),
+            _floats((one.reading.threshold for one in asked), device),
+            _floats((one.reading.bias for one in asked), device),
+            _integers((one.row for _, one, _ in pairs), device),
+            _integers((slot for _, _, slot in pairs), device),
+            _integers((place for place, _, _ in pairs), device),
+            _integers((one.reading.kind is TriggerKind.SIMILARITY for _, one, _ in pairs), device).bool(),
         )
     return found
 
 
+def _integers(values: Iterable[int], device: torch.device) -> torch.Tensor:
+    # From an array, for `torch.tensor` takes eight times as long for a list.
+    return torch.frombuffer(array("q", values), dtype=torch.int64).to(device)
+
+
+def _floats(values: Iterable[float], device: torch.device) -> torch.Tensor:
+    return torch.frombuffer(array("f", values), dtype=torch.float32).to(device)
+
+
 class ForwardPlan:
-    """One forward's steering on the device. It serves one forward: the answers are written as blocks are passed."""
+    """A forward's steering on the device, for one forward at a time: the answers are written as blocks are passed."""
 
     def __init__(
         self,
-        lanes: dict[int, tuple[Lane, ...]],
+        lanes: dict[int, list[Lane]],
         readings: dict[int, BlockReading],
         questions: tuple[Question, ...],
         device: torch.device,
@@ -240,10 +156,11 @@ class ForwardPlan:
         lanes = self._lanes.get(block)
         if not lanes:
             return hidden
-        steered = hidden.clone()
+        steered = hidden
         taken: torch.Tensor | None = None
         for lane in lanes:
-            own = steered[lane.rows]
+            every_row = len(lane.rows) == len(hidden)
+            own = steered if every_row else steered.index_select(0, lane.rows)
             directions = table.directions(block, lane.slots)
             operation = ops.add if lane.effects.dim() == 1 else ops.steer
             changed = operation(own, directions, lane.effects)
@@ -252,7 +169,7 @@ class ForwardPlan:
                 acts = self._gates[lane.gates] & ~(lane.exclusive & taken[lane.rows])
                 taken[lane.rows] |= acts
                 changed = torch.where(acts[:, None], changed, own)
-            steered[lane.rows] = changed
+            steered = changed if every_row else steered.index_copy(0, lane.rows, changed)
         return steered
 
     def _read(self, reading: BlockReading, hidden: torch.Tensor, rows: torch.Tensor) -> None:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from steering_engine.steering.forward import FIRST_QUESTION, BatchPlan, Entries, Question, read_answers
+from steering_engine.steering.batch import FIRST_QUESTION, BatchPlan, Entry, Question
+from steering_engine.steering.forward import read_answers
 from steering_engine.steering.ops import Effect
 from steering_engine.steering.state import Answer
 from steering_engine.steering.table import DirectionTable
@@ -151,14 +152,13 @@ class _Asked(NamedTuple):
     places: list[tuple[int, int]]
 
 
-def _entries(by_block: Mapping[int, Entries], gate_of: Mapping[int, int]) -> _Entries:
+def _entries(by_block: Mapping[int, Sequence[Entry]], gate_of: Mapping[int, int]) -> _Entries:
     found = _Entries([], [], [])
     for block in sorted(by_block):
         entries = by_block[block]
-        gates = [gate_of.get(gate, gate) for gate in entries.gates] if gate_of else entries.gates
-        found.numbers.extend(zip(entries.slots, gates, entries.exclusive, strict=True))
-        found.effects.extend(entries.effects)
-        found.places.extend((block, row) for row in entries.rows)
+        found.numbers.extend((one.slot, gate_of.get(one.gate, one.gate), one.exclusive) for one in entries)
+        found.effects.extend(one.effect for one in entries)
+        found.places.extend((block, one.row) for one in entries)
     return found
 
 

@@ -7,7 +7,9 @@ phase matches it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from steering_spec import Clause, Phase, Positions, Selector, TokenSet
@@ -39,6 +41,15 @@ class RowSet:
             or (token in self.tokens and row >= self.tokens_from)
         )
 
+    def bounds(self) -> Iterator[int]:
+        """All rows that may be in the set while the row before is not, or the other way round, tokens aside."""
+        for row in self.rows:
+            yield from (row, row + 1)
+        for start, end in self.windows:
+            yield start
+            if end is not None:
+                yield end
+
     def first(self) -> int | None:
         """The first row that may be in the set, or None."""
         starts = [*self.rows, *(start for start, end in self.windows if end is None or end > start)]
@@ -49,12 +60,21 @@ class RowSet:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSelector:
-    """A selector against one prompt: which rows its prompt clauses and its step clauses choose."""
+    """A selector against one prompt: which rows its prompt clauses and its step clauses choose.
+
+    Attributes:
+        prompt_length: Tokens of the prompt.
+        prompt: Rows that prompt clauses name.
+        generation: Rows that generation clauses name.
+        excluded: Rows that are not chosen, whatever names them.
+        changes: Rows at which generation clauses may begin or cease to choose, ascending; tokens aside.
+    """
 
     prompt_length: int
     prompt: RowSet
     generation: RowSet
     excluded: RowSet
+    changes: tuple[int, ...]
 
     def selects_prompt_row(self, row: int, token: int = _NO_TOKEN) -> bool:
         """Whether a prompt clause chooses this row; triggers have no say in it.
@@ -67,6 +87,13 @@ class ResolvedSelector:
         """Whether a generation clause chooses this step, whose own token is `token` (the one just before)."""
         row = self.prompt_length - 1 + step
         return self.generation.contains(row, token) and not self.excluded.contains(row, token)
+
+    def same_until(self, step: int) -> float:
+        """The first step after this one of which a generation clause may say something else; infinity if none."""
+        if self.generation.tokens or self.excluded.tokens:
+            return step + 1
+        place = bisect_right(self.changes, self.prompt_length - 1 + step)
+        return self.changes[place] - (self.prompt_length - 1) if place < len(self.changes) else math.inf
 
     def first_row(self) -> int | None:
         """The first row that may be steered, or None; a lower bound, since exclusions are not looked into."""
@@ -82,11 +109,14 @@ def resolve_selector(selector: Selector, prompt_ids: Sequence[int]) -> ResolvedS
         prompt_ids: Tokens of the prompt, at least one.
     """
     of_phase = {phase: [c for c in selector.include if c.phase is phase] for phase in Phase}
+    generation = _rows(of_phase[Phase.GENERATION], prompt_ids)
+    excluded = _rows(selector.exclude, prompt_ids)
     return ResolvedSelector(
         prompt_length=len(prompt_ids),
         prompt=_rows(of_phase[Phase.PROMPT], prompt_ids),
-        generation=_rows(of_phase[Phase.GENERATION], prompt_ids),
-        excluded=_rows(selector.exclude, prompt_ids),
+        generation=generation,
+        excluded=excluded,
+        changes=tuple(sorted({*generation.bounds(), *excluded.bounds()})),
     )
 
 

@@ -6,6 +6,7 @@ alike. A step whose triggers ask the forward stays open until the answers are th
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,9 @@ from steering_spec import SteeringAct, TriggerKind
 
 @dataclass(frozen=True, slots=True)
 class RowAct:
-    """A rule acting on a row.
+    """A rule acting on some row.
 
     Attributes:
-        row: The row's position from the prompt's start.
         rule: The rule.
         layers: Blocks where it acts.
         trigger: What it had waited for, or None.
@@ -28,20 +28,19 @@ class RowAct:
         from_prompt_clause: Whether a prompt clause chose the row.
     """
 
-    row: int
     rule: CompiledRule
     layers: tuple[int, ...]
     trigger: TriggerKind | None = None
     score: float | None = None
     from_prompt_clause: bool = False
 
-    def describe(self, prompt_length: int) -> SteeringAct:
-        """The act as it is reported."""
+    def describe(self, row: int, prompt_length: int) -> SteeringAct:
+        """The act on a row, counted from the prompt's start, as it is reported."""
         return SteeringAct(
             rule_index=self.rule.index,
             layers=self.layers,
-            step=None if self.from_prompt_clause else self.row - (prompt_length - 1),
-            prompt_position=self.row if self.from_prompt_clause else None,
+            step=None if self.from_prompt_clause else row - (prompt_length - 1),
+            prompt_position=row if self.from_prompt_clause else None,
             trigger=self.trigger,
             score=self.score,
         )
@@ -80,6 +79,7 @@ class SteeringState:
         self._triggers = [TriggerState(rule.trigger) if rule.trigger else None for rule in plan.rules]
         self._step_acts: list[tuple[RowAct, ...]] = []
         self._open: tuple[Candidate, ...] | None = None
+        self._same_until: float = 0
         self._reads = any(rule.reads for rule in plan.rules)
         self.marks: dict[int, int] = {}
         """Of rows where the forward decided: what it decided, as 32 bits (see `steering_engine.engine.salt`)."""
@@ -98,21 +98,28 @@ class SteeringState:
 
     def _decide_next_step(self) -> None:
         step = len(self._step_acts)
+        if step < self._same_until:
+            self._keep(self._step_acts[-1])
+            return
         row = self.plan.prompt_length - 1 + step
         token = self._history[row]
         candidates = []
+        # The row of the first step is one of the prompt too, so what acts there says nothing of the next.
+        self._same_until = math.inf if step else 1
         for rule, trigger in zip(self.plan.rules, self._triggers, strict=True):
             in_prompt = step == 0 and rule.selector.selects_prompt_row(row, token)
-            verdict = HELD if rule.selector.selects_step(step, token) else OFF
+            selected = rule.selector.selects_step(step, token)
+            verdict = HELD if selected else OFF
             kind = None
             if trigger is not None and rule.trigger is not None:
-                verdict = trigger.decide(step, bool(verdict.acts), self._history)
+                verdict = trigger.decide(step, selected, self._history)
                 kind = rule.trigger.condition.kind
+            self._same_until = min(self._same_until, _same_until(rule, trigger, step, selected=selected))
             asks = verdict.acts is None
             if in_prompt:
-                candidates.append(Candidate(_prompt_act(row, rule), acts=True, asks=asks))
+                candidates.append(Candidate(_prompt_act(rule), acts=True, asks=asks))
             elif verdict.acts is not False:
-                act = RowAct(row, rule, rule.layers, kind, verdict.score)
+                act = RowAct(rule, rule.layers, kind, verdict.score)
                 candidates.append(Candidate(act, verdict.acts, asks))
         if any(candidate.asks for candidate in candidates):
             self._open = tuple(candidates)
@@ -120,7 +127,9 @@ class SteeringState:
             self._close(candidates)
 
     def _close(self, candidates: Sequence[Candidate]) -> None:
-        acts = self._settled(candidates)
+        self._keep(self._settled(candidates))
+
+    def _keep(self, acts: tuple[RowAct, ...]) -> None:
         if self._reads:
             row = self.plan.prompt_length - 1 + len(self._step_acts)
             told = repr([(act.rule.index, act.layers) for act in acts])
@@ -137,9 +146,7 @@ class SteeringState:
             layers = tuple(layer for layer in act.layers if layer not in taken)
             taken.update(layers)
             if layers:
-                settled.append(
-                    RowAct(act.row, act.rule, layers, act.trigger, act.score, act.from_prompt_clause)
-                )
+                settled.append(RowAct(act.rule, layers, act.trigger, act.score, act.from_prompt_clause))
         return tuple(settled)
 
     def answer(self, answers: Mapping[int, Answer]) -> None:
@@ -163,7 +170,7 @@ class SteeringState:
             if answer.fires and trigger is not None:
                 trigger.fire(step)
             if candidate.acts is None:
-                act = RowAct(act.row, act.rule, act.layers, act.trigger, answer.score)
+                act = RowAct(act.rule, act.layers, act.trigger, answer.score)
             closed.append(Candidate(act, candidate.acts or answer.fires))
         self._open = None
         self._close(closed)
@@ -180,10 +187,16 @@ class SteeringState:
             return self._step_acts[step]
         token = self._history[row]
         rules = [rule for rule in self.plan.rules if rule.selector.selects_prompt_row(row, token)]
-        return (
-            self._settled([Candidate(_prompt_act(row, rule), acts=True) for rule in rules]) if rules else ()
-        )
+        return self._settled([Candidate(_prompt_act(rule), acts=True) for rule in rules]) if rules else ()
 
 
-def _prompt_act(row: int, rule: CompiledRule) -> RowAct:
-    return RowAct(row, rule, rule.layers, from_prompt_clause=True)
+def _prompt_act(rule: CompiledRule) -> RowAct:
+    return RowAct(rule, rule.layers, from_prompt_clause=True)
+
+
+def _same_until(rule: CompiledRule, trigger: TriggerState | None, step: int, *, selected: bool) -> float:
+    """The first step after this one at which the rule may do something else; infinity if there is none."""
+    if trigger is not None and trigger.is_spent(step):
+        return math.inf
+    # While its selector chooses steps, a trigger may say something else of each.
+    return step + 1 if trigger is not None and selected else rule.selector.same_until(step)

@@ -93,7 +93,8 @@ class DirectionTable:
 
     def directions(self, block: int, slots: torch.Tensor) -> torch.Tensor:
         """The rows of `slots` `[rows]` at a block: `[rows, hidden]` float32."""
-        return self._rows[block][slots]
+        # An index in brackets takes five times as long on a CPU.
+        return self._rows[block].index_select(0, slots)
 
     def rows(self, block: int) -> torch.Tensor:
         """All rows of a block, `[capacity, hidden]` float32, at an address that never changes; not to be written."""

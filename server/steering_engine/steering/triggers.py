@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from steering_engine.steering.contexts import MAX_CONTEXT_TOKENS, ContextIndex
+from steering_engine.steering.contexts import ContextIndex
 from steering_spec import TriggerKind
 
 
@@ -76,7 +76,7 @@ ASK = Verdict(acts=None)
 
 
 class TriggerState:
-    """One trigger while one completion is generated; asked exactly once per step, in order."""
+    """One trigger while one completion is generated; asked at most once per step, in order."""
 
     def __init__(self, trigger: CompiledTrigger) -> None:
         self._trigger = trigger
@@ -98,16 +98,20 @@ class TriggerState:
         if step < self._held_until:
             return HELD if selected else OFF
         trigger = self._trigger
-        exhausted = trigger.max_firings is not None and self._firings >= trigger.max_firings
-        if not selected or exhausted or step < self._ready_from:
+        if not selected or self.is_spent(step) or step < self._ready_from:
             return OFF
         if isinstance(trigger.condition, Reading):
             return ASK
-        match = trigger.condition.index.longest_match(history[-MAX_CONTEXT_TOKENS:])
+        match = trigger.condition.index.longest_match(history)
         if match < trigger.condition.min_match_tokens:
             return OFF
         self.fire(step)
         return Verdict(acts=True, score=match)
+
+    def is_spent(self, step: int) -> bool:
+        """Whether the verdict is OFF at this step and at all that follow."""
+        most = self._trigger.max_firings
+        return most is not None and self._firings >= most and step >= self._held_until
 
     def fire(self, step: int) -> None:
         """Takes note of a firing; what asked a question is told of it so."""

@@ -36,6 +36,7 @@ from steering_engine.engine.tensor_parallel import Followers
 from steering_engine.errors import EngineStoppedError
 from steering_engine.loading import LoadedModel
 from steering_engine.sharding import splits_key_heads
+from steering_engine.steering.batch import BatchDecisions
 from steering_engine.steering.resident import ResidentPlan
 
 _GRAPH_SIZES = 4  # of what captured graphs read of the cache
@@ -177,6 +178,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         runner.tile = choices.row_multiple(self._loaded, self._limits)
         runner.activations = AlignedActivations(self.model)
         runner.graph_rows = choices.graph_rows(self._loaded, self._limits)
+        runner.decisions, runner.uploaded = BatchDecisions(), None
         runner.resident, runner.static_scores = None, None
         if runner.graph_rows:
             device = cache.device

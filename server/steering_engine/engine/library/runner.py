@@ -18,7 +18,8 @@ from steering_engine.engine.run import Run
 from steering_engine.engine.sampler import sample_batch
 from steering_engine.engine.stability import AlignedActivations
 from steering_engine.engine.tensor_parallel import Followers
-from steering_engine.steering.forward import BatchPlan, ForwardPlan
+from steering_engine.steering.batch import BatchDecisions, BatchPlan
+from steering_engine.steering.forward import ForwardPlan, upload
 from steering_engine.steering.resident import ResidentPlan
 
 
@@ -32,6 +33,8 @@ class Runner(ModelRunner):  # type: ignore[misc]
     implementation: str
     tile: int
     activations: AlignedActivations
+    decisions: BatchDecisions
+    uploaded: ForwardPlan | None
     resident: ResidentPlan | None
     graph_rows: int
     static_scores: torch.Tensor | None
@@ -39,7 +42,7 @@ class Runner(ModelRunner):  # type: ignore[misc]
 
     def compute_batch(self, model: torch.nn.Module, batch_data: dict[str, Any]) -> None:
         """Runs a prepared batch and draws its tokens."""
-        plan = BatchPlan()
+        decisions = BatchDecisions()
         self.runs = []
         steered: list[tuple[Run, int]] = []
         offset = 0
@@ -51,12 +54,14 @@ class Runner(ModelRunner):  # type: ignore[misc]
                 # The library has already advanced the position over the rows of this batch.
                 start = state.position_offset - future.query_length
                 if state.run.request.plan is not None:
-                    state.run.plan_rows(plan, offset, start, state.position_offset)
+                    state.run.plan_rows(decisions, offset, start, state.position_offset)
                     steered.append((state.run, state.position_offset))
                 if future.has_new_token:
                     self.runs.append(state.run)
             offset += future.query_length
         layout = attention.PackedLayout(offset, tuple(ends), self.tile)
+        plan = None if decisions.repeat(self.decisions) else decisions.plan()
+        self.decisions = decisions
         if self.followers is not None:
             self.followers.forward(plan, layout, self.inputs_and_outputs, self.hooks.table)
         with stream_context(self.inputs_and_outputs.compute_stream):
@@ -70,10 +75,16 @@ class Runner(ModelRunner):  # type: ignore[misc]
         self,
         model: torch.nn.Module,
         batch_data: dict[str, Any],
-        plan: BatchPlan,
+        plan: BatchPlan | None,
         layout: attention.PackedLayout,
     ) -> ForwardPlan | ResidentPlan | None:
         """Runs the forward with its steering; the followers of a shared model repeat exactly this.
+
+        Args:
+            model: The model.
+            batch_data: The library's inputs.
+            plan: What steering does; None is what it did in the forward before.
+            layout: How the batch is packed.
 
         Returns:
             The plan on the device, with the answers to what it asked.
@@ -96,12 +107,14 @@ class Runner(ModelRunner):  # type: ignore[misc]
             finally:
                 self.hooks.plan = None
 
-    def _loaded(self, plan: BatchPlan) -> ForwardPlan | ResidentPlan | None:
+    def _loaded(self, plan: BatchPlan | None) -> ForwardPlan | ResidentPlan | None:
         """The plan on the device; a captured graph looks at its buffers even if there is nothing in them."""
-        if self.resident is not None:
+        if plan is not None and self.resident is not None:
             self.resident.load(plan)
-            return self.resident
-        return plan.upload(self.cache.device) if plan else None
+        elif plan is not None:
+            anything = plan.entries or plan.questions
+            self.uploaded = upload(plan, self.cache.device) if anything else None
+        return self.resident or self.uploaded
 
     def _get_forward_fn(self, use_block_table: bool) -> tuple[Any, bool]:
         # Prefill is bound by arithmetic, gains nothing from a graph, and would need one for every size.
