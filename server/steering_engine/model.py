@@ -175,7 +175,7 @@ class SteeredModel:
             replace(
                 first,
                 request_id=f"{own_id}.{index}",
-                sampling=replace(sampling, seed=_seed(sampling.seed + index)),
+                sampling=replace(sampling, seed=sampling.seed + index),
             )
             for index in range(1, spec.sampling.n)
         )
@@ -187,7 +187,7 @@ class SteeredModel:
             top_p=asked.top_p,
             top_k=asked.top_k or 0,
             max_tokens=asked.max_tokens or min(self.info.facts.default_max_tokens, room),
-            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+            seed=secrets.randbits(62) if asked.seed is None else asked.seed,
             stop=asked.stop,
             min_p=asked.min_p,
             min_tokens=asked.min_tokens,
@@ -218,11 +218,6 @@ class SteeredModel:
     async def close(self) -> None:
         """Stops the engine; running requests end with EngineStoppedError."""
         await self.engine.close()
-
-
-def _seed(number: int) -> int:
-    """A seed as the engine takes it: after the largest of 64 bits with a sign comes the smallest."""
-    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _describe(loaded: LoadedModel, name: str, limits: EngineLimits) -> ModelInfo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from steering_engine.loading import LoadedModel, load_model
 from steering_engine.model import SteeredModel
 from steering_engine.vectors.file import encode_vector
 from steering_spec import (
+    Ablate,
+    Add,
+    Clamp,
     GenerationSpec,
     PromptIds,
     SamplingParams,
@@ -112,9 +116,14 @@ def requests(vocab_size: int) -> st.SearchStrategy[GenerationSpec]:
         frequency_penalty=st.sampled_from([0.0, 0.3]),
         logit_bias=st.sampled_from([(), ((5, 1.5),)]),
         top_logprobs=st.sampled_from([0, 2]),
-    )
+    ).map(lambda one: replace(one, min_tokens=min(one.min_tokens, one.max_tokens or 0)))
     rules = st.sampled_from([Selector.every_step(), Selector.steps(0, 2), Selector.prompt_positions(-1)])
-    steerings = st.none() | rules.map(lambda where: SteeringSpec((SteeringRule("v", selector=where),)))
+    operations = st.sampled_from([Add(), Add(norm_preserved=True), Ablate(), Clamp(max=0.5)])
+    steerings = st.none() | st.builds(
+        lambda where, what: SteeringSpec((SteeringRule("v", operation=what, selector=where),)),
+        rules,
+        operations,
+    )
     return st.builds(GenerationSpec, prompts, samplings, steerings)
 
 

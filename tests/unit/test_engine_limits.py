@@ -26,7 +26,16 @@ from steering_spec import (
     SteeringRule,
     SteeringSpec,
 )
-from tests.support.engine import forget_pages, greedy, idle, processor, running, together
+from tests.support.engine import (
+    engine_request,
+    engine_result,
+    forget_pages,
+    greedy,
+    idle,
+    processor,
+    running,
+    together,
+)
 
 
 class TestRefusing:
@@ -84,8 +93,10 @@ class TestRefusing:
         assert (await model.generate(greedy(3))).finish_reason is FinishReason.LENGTH
 
     async def test_more_alternatives_than_there_are_tokens_are_all_of_them(self, model: SteeredModel) -> None:
-        completion = await model.generate(greedy(3, tokens=1, top_logprobs=1000))
-        assert len(completion.tokens[0].top_logprobs) == model.info.facts.vocab_size
+        request = engine_request(model, greedy(3, tokens=1), "all")
+        request = replace(request, sampling=replace(request.sampling, top_logprobs=1000))
+        (token,) = (await engine_result(model, request)).tokens
+        assert len(token.top_logprobs) == model.info.facts.vocab_size
 
     async def test_an_id_that_is_running_cannot_be_used_twice(self, model: SteeredModel) -> None:
         request = EngineRequest("twin", (2, 3), Sampling(0.0, 1.0, 0, 100, 0), streaming=True)
