@@ -71,7 +71,7 @@ def request(
     """A request of this name, compiled against the model's vectors."""
     plan = compile_plan(steering, model.vectors, prompt) if steering is not None and steering.rules else None
     sampling = Sampling(temperature, 1.0, 0, tokens, seed)
-    return EngineRequest(name, tuple(prompt), sampling, plan, streaming=streaming)
+    return EngineRequest(name, tuple(prompt), sampling, plan, streaming=streaming, trace=True)
 
 
 async def get(model: SteeredModel, asked: EngineRequest, *, leave_after: int | None = None) -> Got:
