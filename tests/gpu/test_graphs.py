@@ -38,7 +38,7 @@ RULES = [
     SteeringRule("one", 1.0),
     SteeringRule("one", -2.0, selector=Selector.steps(3)),
     SteeringRule("two", 1.0, operation=Ablate()),
-    SteeringRule("two", 1.0, operation=Clamp(min=40.0), selector=Selector.prompt_window(1, 4)),
+    SteeringRule("two", 1.0, operation=Clamp(min=40.0), selector=Selector.prompt_window(-4)),
 ]
 
 
