@@ -8,10 +8,11 @@ attention alone. Forwards that are not packed (scoring, recording, training of v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
-from steering_engine.engine.stable_attention import Segments, attend
+from steering_engine.engine.stable_attention import Arrangement, Segments, arrange, attend
 
 NAME = "per_request_sdpa"
 
@@ -30,14 +31,30 @@ class PackedLayout:
     """What a packed forward is made of.
 
     Attributes:
-        rows: Rows of requests; what follows them only fills the last tile.
+        counts: Rows of each request; what follows them only fills the last tile.
         ends: Position after the newest row, of each request.
         tile: Rows come in multiples of it, and every row has the same bits in any batch; 0 promises nothing.
     """
 
-    rows: int
+    counts: tuple[int, ...]
     ends: tuple[int, ...]
     tile: int = 0
+    _arrangements: dict[tuple[object, ...], Arrangement] = field(default_factory=dict, init=False)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all requests."""
+        return sum(self.counts)
+
+    def arrangement(self, key_bounds: Sequence[int], kv_heads: int, window: int | None) -> Arrangement:
+        """Where rows and keys go in layers that see these keys: found once for the forward, not by each layer."""
+        seen = (tuple(key_bounds), kv_heads, window)
+        found = self._arrangements.get(seen)
+        if found is None:
+            row_bounds = list(accumulate(self.counts, initial=0))
+            found = arrange(Segments(row_bounds, key_bounds, self.ends), kv_heads, window)
+            self._arrangements[seen] = found
+        return found
 
 
 _layout: ContextVar[PackedLayout | None] = ContextVar("packed_layout", default=None)
@@ -139,22 +156,18 @@ def _stable(
 ) -> torch.Tensor:
     """The same in whole tiles, `[1, rows, heads, head_dim]`; rows that only fill the last tile get zeros."""
     extra = query.shape[2] - layout.rows
-    query, key, value = (one[:, :, : layout.rows] for one in (query, key, value))
+    if extra:
+        query, key, value = (one[:, :, : layout.rows] for one in (query, key, value))
     keys, values = kwargs["cache"].update(
         key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs
     )
-    scale = kwargs.get("scaling")
-    segments = Segments(kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"].tolist(), list(layout.ends))
-    output = attend(
-        query[0],
-        keys[0],
-        values[0],
-        segments,
-        query.shape[-1] ** -0.5 if scale is None else scale,
-        kwargs.get("sliding_window"),
-        layout.tile,
+    arrangement = layout.arrangement(
+        kwargs["cu_seq_lens_k"].tolist(), keys.shape[1], kwargs.get("sliding_window")
     )
-    return pad(output, (0, 0, 0, 0, 0, extra))[None]
+    scale = kwargs.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    output = attend(query[0], keys[0], values[0], arrangement, scale, layout.tile)
+    return pad(output, (0, 0, 0, 0, 0, extra))[None] if extra else output[None]
 
 
 def _decode(

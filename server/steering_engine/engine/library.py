@@ -186,9 +186,10 @@ class _Runner(ModelRunner):  # type: ignore[misc]
         self.runs = []
         steered: list[tuple[Run, int]] = []
         offset = 0
-        ends = []
+        counts, ends = [], []
         for future in self.inputs_and_outputs.requests_in_batch:
             state = future.state
+            counts.append(future.query_length)
             ends.append(state.position_offset)
             if isinstance(state, _State):
                 # The library has already advanced the position over the rows of this batch.
@@ -199,7 +200,7 @@ class _Runner(ModelRunner):  # type: ignore[misc]
                 if future.has_new_token:
                     self.runs.append(state.run)
             offset += future.query_length
-        layout = attention.PackedLayout(offset, tuple(ends), self.tile)
+        layout = attention.PackedLayout(tuple(counts), tuple(ends), self.tile)
         if self.tile:
             for name in ("input_ids", "position_ids", "logits_indices"):
                 rows = batch_data[name]

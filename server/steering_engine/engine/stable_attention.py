@@ -11,7 +11,9 @@ side; a product over more than 192 keys is split by its length, so zeros behind 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad
@@ -35,73 +37,72 @@ class Segments:
         ends: `[requests]` position after the newest row; the keys are those of the positions before it.
     """
 
-    queries: list[int]
-    keys: list[int]
-    ends: list[int]
+    queries: Sequence[int]
+    keys: Sequence[int]
+    ends: Sequence[int]
 
 
-def attend(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    segments: Segments,
-    scale: float,
-    window: int | None,
-    tile: int,
-) -> torch.Tensor:
-    """Causal attention of every request's rows to its own keys.
+class _Prompt(NamedTuple):
+    """Several rows of one request: its rows, its keys, empty slots before and after them, and hidden slots."""
+
+    rows: slice
+    keys: slice
+    before: int
+    after: int
+    hidden: torch.Tensor
+
+
+class _Newest(NamedTuple):
+    """The newest row of each of some requests: the rows, the key rows at their slots, and what is added to scores."""
+
+    rows: torch.Tensor
+    places: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """Where rows and keys go; the same for all layers that see the same keys."""
+
+    prompts: tuple[_Prompt, ...]
+    newest: _Newest | None
+
+
+def arrange(segments: Segments, kv_heads: int, window: int | None) -> Arrangement:
+    """Finds the slots of all keys.
 
     Args:
-        query: `[heads, rows, head_dim]`.
-        keys: `[kv_heads, keys, head_dim]`.
-        values: `[kv_heads, keys, value_dim]`.
-        segments: Whose they are.
-        scale: Of the scores.
+        segments: Whose rows and keys there are.
+        kv_heads: Heads of the keys.
         window: Positions that a row sees, itself included; None means all before it.
-        tile: Query rows come in multiples of it.
-
-    Returns:
-        `[rows, heads, value_dim]`.
     """
-    output = query.new_empty(query.shape[1], query.shape[0], values.shape[-1])
-    single = []
+    prompts, newest = [], []
     for request, end in enumerate(segments.ends):
-        first, stop = segments.queries[request : request + 2]
-        if stop - first == 1:
-            single.append(request)
-            continue
-        start, last = segments.keys[request : request + 2]
-        own = slice(start, last)
-        output[first:stop] = _rows_of_one(
-            query[:, first:stop], keys[:, own], values[:, own], end, scale, window, tile
-        )
-    if single:
-        rows = torch.tensor([segments.queries[request] for request in single])
-        starts = torch.tensor([segments.keys[request] for request in single])
-        lengths = torch.tensor([segments.keys[request + 1] for request in single]) - starts
-        ends = torch.tensor([segments.ends[request] for request in single])
-        own_query = query if len(single) == query.shape[1] else query[:, rows]
-        result = _one_row_each(own_query, keys, values, starts, lengths, ends, scale, window, tile)
-        if len(single) == query.shape[1]:
-            return result
-        output[rows] = result
-    return output
+        rows = slice(*segments.queries[request : request + 2])
+        keys = slice(*segments.keys[request : request + 2])
+        if rows.stop - rows.start == 1:
+            newest.append((rows.start, keys.start, keys.stop - keys.start, end))
+        else:
+            prompts.append(_prompt(rows, keys, end, window))
+    return Arrangement(tuple(prompts), _newest(newest, kv_heads, window) if newest else None)
 
 
-def _one_row_each(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: torch.Tensor,
-    ends: torch.Tensor,
-    scale: float,
-    window: int | None,
-    tile: int,
-) -> torch.Tensor:
-    """One query row per request: `[heads, requests, head_dim]` to `[requests, heads, value_dim]`."""
-    heads, requests, head_dim = query.shape
-    kv_heads = keys.shape[0]
+def _prompt(rows: slice, keys: slice, end: int, window: int | None) -> _Prompt:
+    count, length = rows.stop - rows.start, keys.stop - keys.start
+    base = (end - length) // _BLOCK * _BLOCK
+    before = end - length - base
+    slots = torch.arange(_whole(end - base, _BLOCK))
+    positions = torch.arange(end - count, end)
+    hidden = slots + base > positions[:, None]
+    hidden |= slots < before
+    if window is not None:
+        hidden |= slots + base <= positions[:, None] - window
+    return _Prompt(rows, keys, before, len(slots) - before - length, hidden)
+
+
+def _newest(requests: Sequence[tuple[int, int, int, int]], kv_heads: int, window: int | None) -> _Newest:
+    """From row, first key, number of keys, and position after the newest one, of each request."""
+    rows, starts, lengths, ends = torch.tensor(requests).unbind(1)
     first = ends - lengths  # position of the oldest key
     base = first // _BLOCK * _BLOCK
     before = (first - base)[:, None]
@@ -111,61 +112,89 @@ def _one_row_each(
     hidden = (slots < before) | (slots >= before + lengths[:, None])
     if window is not None:
         hidden |= slots + base[:, None] < ends[:, None] - window
-    # Query heads that share a key head are the rows of one product.
-    rows = query.reshape(kv_heads, heads // kv_heads, requests, head_dim).transpose(1, 2)
-    rows = _padded(rows.reshape(kv_heads * requests, heads // kv_heads, head_dim), tile)
-    result = _weigh(
+    return _Newest(
         rows,
-        _gathered("keys", keys, index),
-        _gathered("values", values, index),
-        hidden[:, None].repeat(kv_heads, 1, 1),
-        scale,
+        index * kv_heads + torch.arange(kv_heads)[:, None, None],
+        torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf).repeat(kv_heads, 1)[:, None],
     )
-    result = result[:, : heads // kv_heads].reshape(kv_heads, requests, heads // kv_heads, -1)
+
+
+def attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    arrangement: Arrangement,
+    scale: float,
+    tile: int,
+) -> torch.Tensor:
+    """Causal attention of every request's rows to its own keys.
+
+    Args:
+        query: `[heads, rows, head_dim]`.
+        keys: `[kv_heads, keys, head_dim]`.
+        values: `[kv_heads, keys, value_dim]`.
+        arrangement: Whose they are, and where they go.
+        scale: Of the scores.
+        tile: Query rows come in multiples of it.
+
+    Returns:
+        `[rows, heads, value_dim]`.
+    """
+    if not arrangement.prompts and arrangement.newest is not None:
+        return _one_row_each(query, keys, values, arrangement.newest, scale, tile)
+    output = query.new_empty(query.shape[1], query.shape[0], values.shape[-1])
+    for prompt in arrangement.prompts:
+        output[prompt.rows] = _rows_of_one(query, keys, values, prompt, scale, tile)
+    newest = arrangement.newest
+    if newest is not None:
+        output[newest.rows] = _one_row_each(query[:, newest.rows], keys, values, newest, scale, tile)
+    return output
+
+
+def _one_row_each(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, newest: _Newest, scale: float, tile: int
+) -> torch.Tensor:
+    """One query row per request: `[heads, requests, head_dim]` to `[requests, heads, value_dim]`."""
+    heads, requests, head_dim = query.shape
+    kv_heads = keys.shape[0]
+    group = heads // kv_heads
+    # Query heads that share a key head are the rows of one product.
+    rows = query.reshape(kv_heads, group, requests, head_dim).transpose(1, 2)
+    rows = _padded(rows.reshape(kv_heads * requests, group, head_dim), tile)
+    own_keys = _gathered("keys", keys, newest.places)
+    own_values = _gathered("values", values, newest.places)
+    result = _weigh(rows, own_keys, own_values, newest.mask, scale)
+    result = result[:, :group].reshape(kv_heads, requests, group, -1)
     return result.transpose(0, 1).reshape(requests, heads, -1)
 
 
-def _gathered(name: str, cached: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """`[kv_heads, keys, d]` at `[requests, slots]`: `[kv_heads * requests, slots, d]`."""
+def _gathered(name: str, cached: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """`[kv_heads, keys, d]` at places `[kv_heads, requests, slots]`: `[kv_heads * requests, slots, d]`."""
     heads, count, width = cached.shape
     # The cache keeps all heads of a position together, so this is a view and every row one copy of memory.
     rows = cached.transpose(0, 1).reshape(count * heads, width)
-    places = index * heads + torch.arange(heads)[:, None, None]
-    found = scratch(name, (heads * index.shape[0], index.shape[1], width), cached)
+    found = scratch(name, (heads * places.shape[1], places.shape[2], width), cached)
     torch.index_select(rows, 0, places.flatten(), out=found.view(-1, width))
     return found
 
 
 def _rows_of_one(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    end: int,
-    scale: float,
-    window: int | None,
-    tile: int,
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, prompt: _Prompt, scale: float, tile: int
 ) -> torch.Tensor:
-    """Several query rows of one request: `[heads, rows, head_dim]` to `[rows, heads, value_dim]`."""
-    heads, count, head_dim = query.shape
-    kv_heads, length, _ = keys.shape
+    """Several query rows of one request: of `[heads, rows, head_dim]` its own as `[own rows, heads, value_dim]`."""
+    heads, _, head_dim = query.shape
+    kv_heads = keys.shape[0]
     group = heads // kv_heads
-    base = (end - length) // _BLOCK * _BLOCK
-    before = end - length - base
-    slots = torch.arange(_whole(end - base, _BLOCK))
-    after = len(slots) - before - length
-    keys, values = (pad(one, (0, 0, before, after)) for one in (keys, values))
-    positions = torch.arange(end - count, end)
-    hidden = slots + base > positions[:, None]
-    hidden |= slots < before
-    if window is not None:
-        hidden |= slots + base <= positions[:, None] - window
-    rows = query.reshape(kv_heads, group, count, head_dim).transpose(1, 2)
-    at_once = max(1, _SCORES_AT_ONCE // (heads * len(slots)))
+    count, slots = prompt.hidden.shape
+    around = (0, 0, prompt.before, prompt.after)
+    keys, values = (pad(one[:, prompt.keys], around) for one in (keys, values))
+    rows = query[:, prompt.rows].reshape(kv_heads, group, count, head_dim).transpose(1, 2)
+    at_once = max(1, _SCORES_AT_ONCE // (heads * slots))
     outputs = []
     for start in range(0, count, at_once):
         part = slice(start, min(start + at_once, count))
         own = rows[:, part].reshape(kv_heads, -1, head_dim)
-        mask = hidden[part].repeat_interleave(group, dim=0)
+        mask = torch.where(prompt.hidden[part], -torch.inf, 0.0).repeat_interleave(group, dim=0)
         extra = _whole(own.shape[1], tile) - own.shape[1]
         mask = torch.cat([mask, mask[-1:].expand(extra, -1)])
         result = _weigh(_padded(own, tile), keys, values, mask[None], scale)
@@ -174,12 +203,15 @@ def _rows_of_one(
 
 
 def _weigh(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor, scale: float
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Softmax of the scores times the values; `[n, tiles, d]`, `[n, slots, d]` and a mask that broadcasts."""
+    """Softmax of the scores times the values: `[n, tiles, d]`, `[n, slots, d]`, and a mask that broadcasts to scores.
+
+    The mask is added: 0, or minus infinity where a slot is hidden. Filling hidden scores takes eight times as long.
+    """
     shape = (*query.shape[:2], keys.shape[1])
     scores = torch.bmm(query, keys.transpose(1, 2), out=scratch("scores", shape, query))
-    scores.mul_(scale).masked_fill_(hidden, -torch.inf)
+    torch.add(mask, scores, alpha=scale, out=scores)
     weights = torch.softmax(scores, dim=-1, out=scratch("weights", shape, query))
     result = torch.bmm(weights[:, :, :_BLOCK], values[:, :_BLOCK])
     for start in range(_BLOCK, keys.shape[1], _BLOCK):
