@@ -19,6 +19,9 @@ from transformers.generation.continuous_batching.cache_allocators.cache_allocato
     CacheAllocator,
     compute_block_hash,
 )
+from transformers.generation.continuous_batching.cache_allocators.full_attention import (
+    FullAttentionCacheAllocator,
+)
 from transformers.generation.continuous_batching.continuous_api import (
     BackgroundThreadStatus,
     ContinuousBatchingManager,
@@ -75,6 +78,11 @@ METHODS: list[tuple[Callable[..., Any], list[str]]] = [
     (PagedAttentionCache.mark_complete_blocks, ["self", "state", "complete_blocks"]),
     (PagedAttentionCache.compute_free_capacity, ["self", "relative"]),
     (PagedAttentionCache.update, ["self", "key_states", "value_states", "layer_idx", "kwargs"]),
+    (
+        FullAttentionCacheAllocator.update,
+        ["self", "key_states", "value_states", "layer_idx", "read_index", "write_index"],
+    ),
+    (FullAttentionCacheAllocator.get_cache_for_block_table, ["self", "layer_idx"]),
     (CacheAllocator.mark_complete_blocks, ["self", "request_id", "token_ids", "new_new_blocks"]),
     (OutputRouter.deliver, ["self", "output"]),
     (OutputRouter.deliver_batch, ["self", "outputs"]),
@@ -113,6 +121,11 @@ CALLS: list[tuple[type, str, dict[str, str]]] = [
         ContinuousBatchProcessor,
         "_handle_request_error",
         {"self.output_router.fail_and_deliver(": "failures reach their run"},
+    ),
+    (
+        FullAttentionCacheAllocator,
+        "update",
+        {"if read_index.numel() == 0:": "new keys are written, and none are copied out of the pages"},
     ),
     (
         ModelRunner,
@@ -186,8 +199,8 @@ ATTRIBUTES: list[tuple[type, list[str]]] = [
     ),
     (ModelRunner, ["inputs_and_outputs"]),
     (ContinuousBatchingIOs, ["requests_in_batch", "output_ids"]),
-    (PagedAttentionCache, ["cache_allocators", "num_blocks", "use_prefix_sharing"]),
-    (CacheAllocator, ["ledger"]),
+    (PagedAttentionCache, ["cache_allocators", "layer_to_allocator", "num_blocks", "use_prefix_sharing"]),
+    (CacheAllocator, ["index", "layer_type", "ledger", "supports_block_table"]),
     (BlockLedger, ["cached_blocks", "hash_to_block"]),
     (Scheduler, ["active_requests", "waiting_requests", "block_new_requests"]),
     (RequestState, ["status", "position_offset", "initial_tokens", "generated_tokens", "request_id"]),
@@ -278,7 +291,8 @@ def test_experts_can_be_registered_under_a_name_that_the_configuration_switches_
 
 def test_a_batch_names_its_rows_as_the_engine_makes_them_up_to_tiles() -> None:
     source = inspect.getsource(ContinuousBatchingIOs.get_model_kwargs)
-    for name in ("input_ids", "position_ids", "logits_indices", "cu_seq_lens_q", "cu_seq_lens_k"):
+    names = ("input_ids", "position_ids", "logits_indices", "cu_seq_lens_q", "cu_seq_lens_k")
+    for name in (*names, "read_index", "write_index"):
         assert f"{name}=" in source, f"a batch no longer has {name}"
 
 

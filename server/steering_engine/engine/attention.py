@@ -8,12 +8,12 @@ attention alone. Forwards that are not packed (scoring, recording, training of v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -24,6 +24,24 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from steering_engine.engine.stable_attention import Arrangement, Segments, arrange, attend
 
 NAME = "per_request_sdpa"
+
+
+class StoredKeys(NamedTuple):
+    """A layer's keys and values of all requests of a packed forward, in a cache on the CPU.
+
+    Attributes:
+        keys: `[kv_heads, n, head_dim]`.
+        values: `[kv_heads, n, value_dim]`.
+        bounds: `[requests + 1]` bounds of the requests' keys.
+        places: Where those keys are in `keys`, one request after the other; None when they stand there in order.
+        group: Number of the layers that have the same bounds and places.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    bounds: torch.Tensor
+    places: torch.Tensor | None
+    group: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +57,24 @@ class PackedLayout:
     counts: tuple[int, ...]
     ends: tuple[int, ...]
     tile: int = 0
-    _arrangements: dict[tuple[object, ...], Arrangement] = field(default_factory=dict, init=False)
+    _arrangements: dict[tuple[object, ...], Arrangement] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @property
     def rows(self) -> int:
         """Rows of all requests."""
         return sum(self.counts)
 
-    def arrangement(self, key_bounds: Sequence[int], kv_heads: int, window: int | None) -> Arrangement:
-        """Where rows and keys go in layers that see these keys: found once for the forward, not by each layer."""
-        seen = (tuple(key_bounds), kv_heads, window)
-        found = self._arrangements.get(seen)
+    def arrangement(self, stored: StoredKeys, window: int | None) -> Arrangement:
+        """Where rows and keys go in layers of a group: found once for the forward, not by each layer."""
+        kind = (stored.group, window)
+        found = self._arrangements.get(kind)
         if found is None:
-            row_bounds = list(accumulate(self.counts, initial=0))
-            found = arrange(Segments(row_bounds, key_bounds, self.ends), kv_heads, window)
-            self._arrangements[seen] = found
+            rows = list(accumulate(self.counts, initial=0))
+            places = None if stored.places is None else stored.places.numpy()
+            segments = Segments(rows, stored.bounds.numpy(), self.ends, places)
+            found = self._arrangements[kind] = arrange(segments, stored.keys.shape[0], window)
         return found
 
 
@@ -158,15 +179,11 @@ def _stable(
     extra = query.shape[2] - layout.rows
     if extra:
         query, key, value = (one[:, :, : layout.rows] for one in (query, key, value))
-    keys, values = kwargs["cache"].update(
-        key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs
-    )
-    arrangement = layout.arrangement(
-        kwargs["cu_seq_lens_k"].tolist(), keys.shape[1], kwargs.get("sliding_window")
-    )
+    stored: StoredKeys = kwargs["cache"].store(key, value, module.layer_idx, kwargs)
+    arrangement = layout.arrangement(stored, kwargs.get("sliding_window"))
     scale = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    output = attend(query[0], keys[0], values[0], arrangement, scale, layout.tile)
+    output = attend(query[0], stored.keys, stored.values, arrangement, scale, layout.tile)
     return pad(output, (0, 0, 0, 0, 0, extra))[None] if extra else output[None]
 
 

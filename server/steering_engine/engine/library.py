@@ -18,6 +18,8 @@ sentence when an upgrade moves one of them. The seams:
 - `OutputRouter.deliver`: where failures of requests arrive.
 - `PagedAttentionCache.search_prefix_match` and `.mark_complete_blocks`: the two doors of prefix sharing. Both hash
   token ids; they are handed salted ids from the first page that a request may steer.
+- `PagedAttentionCache.layer_to_allocator`, `CacheAllocator.update`, which writes without reading when it is given
+  nothing to read, and, where it `supports_block_table`, `get_cache_for_block_table`: keys are read where they are.
 - The names of a batch's rows (`input_ids`, `position_ids`, `logits_indices`): made up to whole tiles where rows have to
   have the same bits in any batch, and `config._experts_implementation`, switched for such forwards.
 - `BlockLedger.cached_blocks`: pages that nobody uses and that are only kept for sharing.
@@ -133,9 +135,33 @@ class _State(RequestState):  # type: ignore[misc]  # the library has no types
 
 
 class _SaltedCache(PagedAttentionCache):  # type: ignore[misc]
-    """The paged cache, with pages shared only between requests that steer them alike."""
+    """The paged cache, with pages shared only between requests that steer them alike, and keys read in place."""
 
     runs: dict[str, Run]
+
+    def store(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, kwargs: dict[str, Any]
+    ) -> attention.StoredKeys:
+        """Writes the new keys and values of a layer, `[1, kv_heads, rows, head_dim]`; tells where all are.
+
+        `update`, which the library's own attention calls here, copies them out of the pages; they are copied again to
+        where attention wants them.
+        """
+        allocator = self.layer_to_allocator[layer]
+        places, written = (kwargs[name][allocator.index] for name in ("read_index", "write_index"))
+        # It reads nothing where the batch has no rows but the new ones; and a sliding cache overwrites what is read.
+        in_place = len(places) > 0 and allocator.supports_block_table
+        key, value = (one[0].transpose(0, 1) for one in (key, value))
+        keys, values = allocator.update(key, value, layer, places[:0] if in_place else places, written)
+        if in_place:
+            keys, values = (pages.flatten(0, 1) for pages in allocator.get_cache_for_block_table(layer))
+        return attention.StoredKeys(
+            keys.transpose(0, 1),
+            values.transpose(0, 1),
+            kwargs["cu_seq_lens_k"][allocator.layer_type],
+            places if in_place else None,
+            allocator.index,
+        )
 
     def search_prefix_match(self, request_id: str, prompt_ids: list[int]) -> int:
         run = self.runs.get(request_id)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch.nn.functional import pad
 
 from steering_engine.engine.scratch import scratch
 
@@ -25,6 +27,8 @@ _BLOCK = 64
 whatever the length."""
 _SCORES_AT_ONCE = 1 << 22
 """Scores of a prompt that are in memory at a time: 16 MiB."""
+
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,33 +39,32 @@ class Segments:
         queries: `[requests + 1]` bounds of the query rows.
         keys: `[requests + 1]` bounds of the keys.
         ends: `[requests]` position after the newest row; the keys are those of the positions before it.
+        places: `[keys]` where each key is among those that attention is given; None when they stand in order.
     """
 
     queries: Sequence[int]
-    keys: Sequence[int]
+    keys: Sequence[int] | Integers
     ends: Sequence[int]
+    places: Integers | None = None
 
 
 class _Prompt(NamedTuple):
-    """Several rows of one request: its rows, its keys, empty slots before and after them, and hidden slots."""
+    """Several rows of one request: the rows, the key at each slot, and whether it is hidden `[rows, slots]`."""
 
     rows: slice
-    keys: slice
-    before: int
-    after: int
+    keys: torch.Tensor
     hidden: torch.Tensor
 
 
 class _Newest(NamedTuple):
-    """The newest row of each of some requests: the rows, the key rows at their slots, and what is added to scores."""
+    """One row for each of some requests: the rows, the key at each slot, and what is added to its score."""
 
     rows: torch.Tensor
-    places: torch.Tensor
+    keys: torch.Tensor
     mask: torch.Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Arrangement:
+class Arrangement(NamedTuple):
     """Where rows and keys go; the same for all layers that see the same keys."""
 
     prompts: tuple[_Prompt, ...]
@@ -76,47 +79,50 @@ def arrange(segments: Segments, kv_heads: int, window: int | None) -> Arrangemen
         kv_heads: Heads of the keys.
         window: Positions that a row sees, itself included; None means all before it.
     """
-    prompts, newest = [], []
-    for request, end in enumerate(segments.ends):
-        rows = slice(*segments.queries[request : request + 2])
-        keys = slice(*segments.keys[request : request + 2])
-        if rows.stop - rows.start == 1:
-            newest.append((rows.start, keys.start, keys.stop - keys.start, end))
-        else:
-            prompts.append(_prompt(rows, keys, end, window))
-    return Arrangement(tuple(prompts), _newest(newest, kv_heads, window) if newest else None)
-
-
-def _prompt(rows: slice, keys: slice, end: int, window: int | None) -> _Prompt:
-    count, length = rows.stop - rows.start, keys.stop - keys.start
-    base = (end - length) // _BLOCK * _BLOCK
-    before = end - length - base
-    slots = torch.arange(_whole(end - base, _BLOCK))
-    positions = torch.arange(end - count, end)
-    hidden = slots + base > positions[:, None]
-    hidden |= slots < before
-    if window is not None:
-        hidden |= slots + base <= positions[:, None] - window
-    return _Prompt(rows, keys, before, len(slots) - before - length, hidden)
-
-
-def _newest(requests: Sequence[tuple[int, int, int, int]], kv_heads: int, window: int | None) -> _Newest:
-    """From row, first key, number of keys, and position after the newest one, of each request."""
-    rows, starts, lengths, ends = torch.tensor(requests).unbind(1)
-    first = ends - lengths  # position of the oldest key
-    base = first // _BLOCK * _BLOCK
-    before = (first - base)[:, None]
-    slots = torch.arange(_whole(int((ends - base).max()), _BLOCK))
-    # A slot without a key repeats one of the request's own: finite, so that its weight of 0 makes it nothing.
-    index = starts[:, None] + (slots - before).clamp(min=0).minimum(lengths[:, None] - 1)
-    hidden = (slots < before) | (slots >= before + lengths[:, None])
-    if window is not None:
-        hidden |= slots + base[:, None] < ends[:, None] - window
-    return _Newest(
-        rows,
-        index * kv_heads + torch.arange(kv_heads)[:, None, None],
-        torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf).repeat(kv_heads, 1)[:, None],
+    newest, prompts = [], []
+    for request, (start, stop) in enumerate(pairwise(segments.queries)):
+        if stop - start == 1:
+            newest.append(request)
+            continue
+        keys, hidden = _slots(segments, [request], stop - start, kv_heads, window)
+        prompts.append(_Prompt(slice(start, stop), keys, torch.from_numpy(hidden[0])))
+    if not newest:
+        return Arrangement(tuple(prompts), None)
+    rows = torch.tensor([segments.queries[request] for request in newest])
+    keys, hidden = _slots(segments, newest, 1, kv_heads, window)
+    mask = np.where(hidden, np.float32(-np.inf), np.float32(0))
+    return Arrangement(
+        tuple(prompts), _Newest(rows, keys, torch.from_numpy(np.concatenate([mask] * kv_heads)))
     )
+
+
+def _slots(
+    segments: Segments, requests: Sequence[int], count: int, kv_heads: int, window: int | None
+) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
+    """The slots of some requests that have equally many rows.
+
+    In numpy, whose calls take half the time of torch's at such sizes.
+
+    Returns:
+        Keys `[kv_heads * requests * slots]`, head by head, as rows of all heads' keys, those of a position together;
+        and which of them are hidden from a request's rows, `[requests, count, slots]`.
+    """
+    bounds = np.asarray(segments.keys)
+    starts = bounds[requests, None]
+    lengths = bounds[1:][requests, None] - starts
+    before = (np.asarray(segments.ends)[requests, None] - lengths) % _BLOCK
+    offsets = np.arange(_whole(int((before + lengths).max()), _BLOCK)) - before
+    # A slot without a key repeats one of the request's own: finite, so that its weight of 0 makes it nothing.
+    index = starts + np.minimum(np.maximum(offsets, 0), lengths - 1)
+    if segments.places is not None:
+        index = segments.places[index]
+    keys = index * kv_heads + np.arange(kv_heads)[:, None, None]
+    rows = (lengths + np.arange(-count, 0))[:, :, None]
+    offsets = offsets[:, None]
+    hidden = (offsets < 0) | (offsets > rows)
+    if window is not None:
+        hidden |= offsets <= rows - window
+    return torch.from_numpy(keys.reshape(-1)), hidden
 
 
 def attend(
@@ -161,33 +167,32 @@ def _one_row_each(
     # Query heads that share a key head are the rows of one product.
     rows = query.reshape(kv_heads, group, requests, head_dim).transpose(1, 2)
     rows = _padded(rows.reshape(kv_heads * requests, group, head_dim), tile)
-    own_keys = _gathered("keys", keys, newest.places)
-    own_values = _gathered("values", values, newest.places)
+    own_keys = _gathered("keys", keys, newest.keys, len(rows))
+    own_values = _gathered("values", values, newest.keys, len(rows))
     result = _weigh(rows, own_keys, own_values, newest.mask, scale)
     result = result[:, :group].reshape(kv_heads, requests, group, -1)
     return result.transpose(0, 1).reshape(requests, heads, -1)
 
 
-def _gathered(name: str, cached: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """`[kv_heads, keys, d]` at places `[kv_heads, requests, slots]`: `[kv_heads * requests, slots, d]`."""
-    heads, count, width = cached.shape
+def _gathered(name: str, cached: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
+    """Of `[kv_heads, keys, d]` those at an index `[count * slots]`, as `[count, slots, d]`."""
+    heads, length, width = cached.shape
     # The cache keeps all heads of a position together, so this is a view and every row one copy of memory.
-    rows = cached.transpose(0, 1).reshape(count * heads, width)
-    found = scratch(name, (heads * places.shape[1], places.shape[2], width), cached)
-    torch.index_select(rows, 0, places.flatten(), out=found.view(-1, width))
-    return found
+    rows = cached.transpose(0, 1).reshape(length * heads, width)
+    found = scratch(name, (len(index), width), cached)
+    return torch.index_select(rows, 0, index, out=found).view(count, -1, width)
 
 
 def _rows_of_one(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, prompt: _Prompt, scale: float, tile: int
 ) -> torch.Tensor:
-    """Several query rows of one request: of `[heads, rows, head_dim]` its own as `[own rows, heads, value_dim]`."""
+    """Several query rows of one request: of `[heads, rows, head_dim]` its own, as `[own rows, heads, value_dim]`."""
     heads, _, head_dim = query.shape
     kv_heads = keys.shape[0]
     group = heads // kv_heads
     count, slots = prompt.hidden.shape
-    around = (0, 0, prompt.before, prompt.after)
-    keys, values = (pad(one[:, prompt.keys], around) for one in (keys, values))
+    own_keys = _gathered("keys", keys, prompt.keys, kv_heads)
+    own_values = _gathered("values", values, prompt.keys, kv_heads)
     rows = query[:, prompt.rows].reshape(kv_heads, group, count, head_dim).transpose(1, 2)
     at_once = max(1, _SCORES_AT_ONCE // (heads * slots))
     outputs = []
@@ -197,7 +202,7 @@ def _rows_of_one(
         mask = torch.where(prompt.hidden[part], -torch.inf, 0.0).repeat_interleave(group, dim=0)
         extra = _whole(own.shape[1], tile) - own.shape[1]
         mask = torch.cat([mask, mask[-1:].expand(extra, -1)])
-        result = _weigh(_padded(own, tile), keys, values, mask[None], scale)
+        result = _weigh(_padded(own, tile), own_keys, own_values, mask[None], scale)
         outputs.append(result[:, : own.shape[1]].reshape(kv_heads, part.stop - part.start, group, -1))
     return torch.cat(outputs, dim=1).transpose(0, 1).reshape(count, heads, -1)
 
