@@ -167,7 +167,9 @@ async def test_when_all_have_run_and_left_their_pages_each_has_the_bits_of_a_col
             assert torch.equal(logits, cold[name][1]), name
 
 
-@pytest.mark.parametrize("name", ["add", "clamp", "in the prompt", "after tokens", "context", "probe", "similarity"])
+@pytest.mark.parametrize(
+    "name", ["add", "clamp", "in the prompt", "after tokens", "context", "probe", "similarity"]
+)
 async def test_an_unsteered_prompt_of_the_same_ids_shares_nothing_that_was_steered(
     name: str, model: SteeredModel
 ) -> None:

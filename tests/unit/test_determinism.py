@@ -20,7 +20,7 @@ from steering_engine.alias import resolve_model
 from steering_engine.engine import stability
 from steering_engine.engine.limits import PAGE_TOKENS, EngineLimits
 from steering_engine.engine.stability import AlignedActivations, _in_pieces
-from steering_engine.engine.stable_attention import Segments, attend
+from steering_engine.engine.stable_attention import Segments, arrange, attend
 from steering_engine.errors import ModelError
 from steering_engine.loading import LoadedModel, load_model
 from steering_engine.model import SteeredModel
@@ -254,16 +254,21 @@ def test_attention_is_that_of_the_library_and_no_row_knows_of_the_others(
     query, key, value = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
     scale = 1 / math.sqrt(8)
 
-    together = attend(query, key, value, segments, scale, window, tile)
+    def attention(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments
+    ) -> torch.Tensor:
+        return attend(query, key, value, arrange(segments, len(key), window), scale, tile)
+
+    together = attention(query, key, value, segments)
 
     torch.testing.assert_close(together, torch.cat(expected), rtol=1e-5, atol=1e-6)
     for number, (own_query, own_key, own_value) in enumerate(parts):
         count, kept = own_query.shape[1], own_key.shape[1]
         own = Segments([0, count], [0, kept], [lengths[number]])
         bounds = slice(*segments.queries[number : number + 2])
-        assert torch.equal(attend(own_query, own_key, own_value, own, scale, window, tile), together[bounds])
+        assert torch.equal(attention(own_query, own_key, own_value, own), together[bounds])
         last = Segments([0, 1], [0, kept], [lengths[number]])
-        newest = attend(own_query[:, -1:], own_key, own_value, last, scale, window, tile)
+        newest = attention(own_query[:, -1:], own_key, own_value, last)
         assert torch.equal(newest[0], together[bounds][-1])
 
 

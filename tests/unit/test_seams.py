@@ -19,6 +19,9 @@ from transformers.generation.continuous_batching.cache_allocators.cache_allocato
     CacheAllocator,
     compute_block_hash,
 )
+from transformers.generation.continuous_batching.cache_allocators.full_attention import (
+    FullAttentionCacheAllocator,
+)
 from transformers.generation.continuous_batching.continuous_api import (
     BackgroundThreadStatus,
     ContinuousBatchingManager,
@@ -80,6 +83,11 @@ METHODS: list[tuple[Callable[..., Any], list[str]]] = [
     (PagedAttentionCache.compute_free_capacity, ["self", "relative"]),
     (PagedAttentionCache.perform_cache_copy, ["self", "copy_src_and_dst"]),
     (PagedAttentionCache.update, ["self", "key_states", "value_states", "layer_idx", "kwargs"]),
+    (
+        FullAttentionCacheAllocator.update,
+        ["self", "key_states", "value_states", "layer_idx", "read_index", "write_index"],
+    ),
+    (FullAttentionCacheAllocator.get_cache_for_block_table, ["self", "layer_idx"]),
     (CacheAllocator.mark_complete_blocks, ["self", "request_id", "token_ids", "new_new_blocks"]),
     (ContinuousBatchingIOs.get_model_kwargs, ["self", "use_padding"]),
     (ContinuousBatchingIOs.retrieve_device_outputs, ["self"]),
@@ -139,6 +147,11 @@ CALLS: list[tuple[type, str, dict[str, str]]] = [
         ContinuousBatchProcessor,
         "_handle_request_error",
         {"self.output_router.fail_and_deliver(": "failures reach their run"},
+    ),
+    (
+        FullAttentionCacheAllocator,
+        "update",
+        {"if read_index.numel() == 0:": "new keys are written, and none are copied out of the pages"},
     ),
     (
         ModelRunner,
@@ -232,8 +245,8 @@ ATTRIBUTES: list[tuple[type, list[str]]] = [
             *SIZES, "_bulk_input_tensor", "block_table", "write_index_storage", "read_index_storage", "attention_mask",
         ],
     ),
-    (PagedAttentionCache, ["cache_allocators", "num_blocks", "use_prefix_sharing"]),
-    (CacheAllocator, ["ledger"]),
+    (PagedAttentionCache, ["cache_allocators", "layer_to_allocator", "num_blocks", "use_prefix_sharing"]),
+    (CacheAllocator, ["index", "layer_type", "ledger", "supports_block_table"]),
     (BlockLedger, ["cached_blocks", "hash_to_block"]),
     (Scheduler, ["active_requests", "waiting_requests", "block_new_requests"]),
     (RequestState, ["status", "position_offset", "initial_tokens", "generated_tokens", "request_id", "num_children"]),
@@ -325,7 +338,8 @@ def test_experts_can_be_registered_under_a_name_that_the_configuration_switches_
 
 def test_a_batch_names_its_rows_as_the_engine_makes_them_up_to_tiles() -> None:
     source = inspect.getsource(ContinuousBatchingIOs.get_model_kwargs)
-    for name in ("input_ids", "position_ids", "logits_indices", "cu_seq_lens_q", "cu_seq_lens_k"):
+    names = ("input_ids", "position_ids", "logits_indices", "cu_seq_lens_q", "cu_seq_lens_k")
+    for name in (*names, "read_index", "write_index"):
         assert f"{name}=" in source, f"a batch no longer has {name}"
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -20,9 +21,27 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
-from steering_engine.engine.stable_attention import Segments, attend
+from steering_engine.engine.stable_attention import Arrangement, Segments, arrange, attend
 
 NAME = "per_request_sdpa"
+
+
+class StoredKeys(NamedTuple):
+    """A layer's keys and values of all requests of a packed forward, in a cache on the CPU.
+
+    Attributes:
+        keys: `[kv_heads, n, head_dim]`.
+        values: `[kv_heads, n, value_dim]`.
+        bounds: `[requests + 1]` bounds of the requests' keys.
+        places: Where those keys are in `keys`, one request after the other; None when they stand there in order.
+        group: Number of the layers that have the same bounds and places.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    bounds: torch.Tensor
+    places: torch.Tensor | None
+    group: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +49,33 @@ class PackedLayout:
     """What a packed forward is made of.
 
     Attributes:
-        rows: Rows of requests; what follows them only fills the last tile.
+        counts: Rows of each request; what follows them only fills the last tile.
         ends: Position after the newest row, of each request.
         tile: Rows come in multiples of it, and every row has the same bits in any batch; 0 promises nothing.
     """
 
-    rows: int
+    counts: tuple[int, ...]
     ends: tuple[int, ...]
     tile: int = 0
+    _arrangements: dict[tuple[object, ...], Arrangement] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+
+    @property
+    def rows(self) -> int:
+        """Rows of all requests."""
+        return sum(self.counts)
+
+    def arrangement(self, stored: StoredKeys, window: int | None) -> Arrangement:
+        """Where rows and keys go in layers of a group: found once for the forward, not by each layer."""
+        kind = (stored.group, window)
+        found = self._arrangements.get(kind)
+        if found is None:
+            rows = list(accumulate(self.counts, initial=0))
+            places = None if stored.places is None else stored.places.numpy()
+            segments = Segments(rows, stored.bounds.numpy(), self.ends, places)
+            found = self._arrangements[kind] = arrange(segments, stored.keys.shape[0], window)
+        return found
 
 
 _layout: ContextVar[PackedLayout | None] = ContextVar("packed_layout", default=None)
@@ -139,22 +177,14 @@ def _stable(
 ) -> torch.Tensor:
     """The same in whole tiles, `[1, rows, heads, head_dim]`; rows that only fill the last tile get zeros."""
     extra = query.shape[2] - layout.rows
-    query, key, value = (one[:, :, : layout.rows] for one in (query, key, value))
-    keys, values = kwargs["cache"].update(
-        key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs
-    )
+    if extra:
+        query, key, value = (one[:, :, : layout.rows] for one in (query, key, value))
+    stored: StoredKeys = kwargs["cache"].store(key, value, module.layer_idx, kwargs)
+    arrangement = layout.arrangement(stored, kwargs.get("sliding_window"))
     scale = kwargs.get("scaling")
-    segments = Segments(kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"].tolist(), list(layout.ends))
-    output = attend(
-        query[0],
-        keys[0],
-        values[0],
-        segments,
-        query.shape[-1] ** -0.5 if scale is None else scale,
-        kwargs.get("sliding_window"),
-        layout.tile,
-    )
-    return pad(output, (0, 0, 0, 0, 0, extra))[None]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    output = attend(query[0], stored.keys, stored.values, arrangement, scale, layout.tile)
+    return pad(output, (0, 0, 0, 0, 0, extra))[None] if extra else output[None]
 
 
 def _decode(

@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from transformers.activations import ACT2CLS
 
 from steering_engine.engine import attention
-from steering_engine.engine.stable_attention import Segments, attend
+from steering_engine.engine.stable_attention import Segments, arrange, attend
 from steering_engine.loading import LoadedModel
 
 SHARED = "several processes share it, and how they sum depends on the batch"
@@ -104,17 +104,17 @@ def _attention_is_stable(group: int, head_dim: int, tile: int, generator: torch.
     scale = head_dim**-0.5
 
     def rows(first: int, stop: int) -> torch.Tensor:
-        segments = Segments([0, stop - first], [0, stop], [stop])
-        return attend(query[:, first:stop], key[:, :stop], value[:, :stop], segments, scale, None, tile)
+        arrangement = arrange(Segments([0, stop - first], [0, stop], [stop]), kv_heads=1, window=None)
+        return attend(query[:, first:stop], key[:, :stop], value[:, :stop], arrangement, scale, tile)
 
     whole = rows(0, _PROMPT)
     chunks = torch.cat([rows(0, 7), rows(7, 8), rows(8, 200), rows(200, _PROMPT)])
     stops = list(range(1, _PROMPT + 1, 3))
     newest = torch.tensor(stops) - 1
     bounds = [0, *torch.tensor(stops).cumsum(0).tolist()]
-    packed = Segments(list(range(len(stops) + 1)), bounds, stops)
+    packed = arrange(Segments(list(range(len(stops) + 1)), bounds, stops), kv_heads=1, window=None)
     keys, values = (torch.cat([one[:, :stop] for stop in stops], dim=1) for one in (key, value))
-    together = attend(query[:, newest], keys, values, packed, scale, None, tile)
+    together = attend(query[:, newest], keys, values, packed, scale, tile)
     alone = torch.cat([rows(stop - 1, stop) for stop in stops])
     return all(
         torch.equal(one, other)

@@ -11,10 +11,14 @@ side; a product over more than 192 keys is split by its length, so zeros behind 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch.nn.functional import pad
 
 from steering_engine.engine.scratch import scratch
 
@@ -23,6 +27,8 @@ _BLOCK = 64
 whatever the length."""
 _SCORES_AT_ONCE = 1 << 22
 """Scores of a prompt that are in memory at a time: 16 MiB."""
+
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +39,98 @@ class Segments:
         queries: `[requests + 1]` bounds of the query rows.
         keys: `[requests + 1]` bounds of the keys.
         ends: `[requests]` position after the newest row; the keys are those of the positions before it.
+        places: `[keys]` where each key is among those that attention is given; None when they stand in order.
     """
 
-    queries: list[int]
-    keys: list[int]
-    ends: list[int]
+    queries: Sequence[int]
+    keys: Sequence[int] | Integers
+    ends: Sequence[int]
+    places: Integers | None = None
+
+
+class _Prompt(NamedTuple):
+    """Several rows of one request: the rows, the key at each slot, and whether it is hidden `[rows, slots]`."""
+
+    rows: slice
+    keys: torch.Tensor
+    hidden: torch.Tensor
+
+
+class _Newest(NamedTuple):
+    """One row for each of some requests: the rows, the key at each slot, and what is added to its score."""
+
+    rows: torch.Tensor
+    keys: torch.Tensor
+    mask: torch.Tensor
+
+
+class Arrangement(NamedTuple):
+    """Where rows and keys go; the same for all layers that see the same keys."""
+
+    prompts: tuple[_Prompt, ...]
+    newest: _Newest | None
+
+
+def arrange(segments: Segments, kv_heads: int, window: int | None) -> Arrangement:
+    """Finds the slots of all keys.
+
+    Args:
+        segments: Whose rows and keys there are.
+        kv_heads: Heads of the keys.
+        window: Positions that a row sees, itself included; None means all before it.
+    """
+    newest, prompts = [], []
+    for request, (start, stop) in enumerate(pairwise(segments.queries)):
+        if stop - start == 1:
+            newest.append(request)
+            continue
+        keys, hidden = _slots(segments, [request], stop - start, kv_heads, window)
+        prompts.append(_Prompt(slice(start, stop), keys, torch.from_numpy(hidden[0])))
+    if not newest:
+        return Arrangement(tuple(prompts), None)
+    rows = torch.tensor([segments.queries[request] for request in newest])
+    keys, hidden = _slots(segments, newest, 1, kv_heads, window)
+    mask = np.where(hidden, np.float32(-np.inf), np.float32(0))
+    return Arrangement(
+        tuple(prompts), _Newest(rows, keys, torch.from_numpy(np.concatenate([mask] * kv_heads)))
+    )
+
+
+def _slots(
+    segments: Segments, requests: Sequence[int], count: int, kv_heads: int, window: int | None
+) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
+    """The slots of some requests that have equally many rows.
+
+    In numpy, whose calls take half the time of torch's at such sizes.
+
+    Returns:
+        Keys `[kv_heads * requests * slots]`, head by head, as rows of all heads' keys, those of a position together;
+        and which of them are hidden from a request's rows, `[requests, count, slots]`.
+    """
+    bounds = np.asarray(segments.keys)
+    starts = bounds[requests, None]
+    lengths = bounds[1:][requests, None] - starts
+    before = (np.asarray(segments.ends)[requests, None] - lengths) % _BLOCK
+    offsets = np.arange(_whole(int((before + lengths).max()), _BLOCK)) - before
+    # A slot without a key repeats one of the request's own: finite, so that its weight of 0 makes it nothing.
+    index = starts + np.minimum(np.maximum(offsets, 0), lengths - 1)
+    if segments.places is not None:
+        index = segments.places[index]
+    keys = index * kv_heads + np.arange(kv_heads)[:, None, None]
+    rows = (lengths + np.arange(-count, 0))[:, :, None]
+    offsets = offsets[:, None]
+    hidden = (offsets < 0) | (offsets > rows)
+    if window is not None:
+        hidden |= offsets <= rows - window
+    return torch.from_numpy(keys.reshape(-1)), hidden
 
 
 def attend(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    segments: Segments,
+    arrangement: Arrangement,
     scale: float,
-    window: int | None,
     tile: int,
 ) -> torch.Tensor:
     """Causal attention of every request's rows to its own keys.
@@ -55,131 +139,84 @@ def attend(
         query: `[heads, rows, head_dim]`.
         keys: `[kv_heads, keys, head_dim]`.
         values: `[kv_heads, keys, value_dim]`.
-        segments: Whose they are.
+        arrangement: Whose they are, and where they go.
         scale: Of the scores.
-        window: Positions that a row sees, itself included; None means all before it.
         tile: Query rows come in multiples of it.
 
     Returns:
         `[rows, heads, value_dim]`.
     """
+    if not arrangement.prompts and arrangement.newest is not None:
+        return _one_row_each(query, keys, values, arrangement.newest, scale, tile)
     output = query.new_empty(query.shape[1], query.shape[0], values.shape[-1])
-    single = []
-    for request, end in enumerate(segments.ends):
-        first, stop = segments.queries[request : request + 2]
-        if stop - first == 1:
-            single.append(request)
-            continue
-        start, last = segments.keys[request : request + 2]
-        own = slice(start, last)
-        output[first:stop] = _rows_of_one(
-            query[:, first:stop], keys[:, own], values[:, own], end, scale, window, tile
-        )
-    if single:
-        rows = torch.tensor([segments.queries[request] for request in single])
-        starts = torch.tensor([segments.keys[request] for request in single])
-        lengths = torch.tensor([segments.keys[request + 1] for request in single]) - starts
-        ends = torch.tensor([segments.ends[request] for request in single])
-        own_query = query if len(single) == query.shape[1] else query[:, rows]
-        result = _one_row_each(own_query, keys, values, starts, lengths, ends, scale, window, tile)
-        if len(single) == query.shape[1]:
-            return result
-        output[rows] = result
+    for prompt in arrangement.prompts:
+        output[prompt.rows] = _rows_of_one(query, keys, values, prompt, scale, tile)
+    newest = arrangement.newest
+    if newest is not None:
+        output[newest.rows] = _one_row_each(query[:, newest.rows], keys, values, newest, scale, tile)
     return output
 
 
 def _one_row_each(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: torch.Tensor,
-    ends: torch.Tensor,
-    scale: float,
-    window: int | None,
-    tile: int,
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, newest: _Newest, scale: float, tile: int
 ) -> torch.Tensor:
     """One query row per request: `[heads, requests, head_dim]` to `[requests, heads, value_dim]`."""
     heads, requests, head_dim = query.shape
     kv_heads = keys.shape[0]
-    first = ends - lengths  # position of the oldest key
-    base = first // _BLOCK * _BLOCK
-    before = (first - base)[:, None]
-    slots = torch.arange(_whole(int((ends - base).max()), _BLOCK))
-    # A slot without a key repeats one of the request's own: finite, so that its weight of 0 makes it nothing.
-    index = starts[:, None] + (slots - before).clamp(min=0).minimum(lengths[:, None] - 1)
-    hidden = (slots < before) | (slots >= before + lengths[:, None])
-    if window is not None:
-        hidden |= slots + base[:, None] < ends[:, None] - window
+    group = heads // kv_heads
     # Query heads that share a key head are the rows of one product.
-    rows = query.reshape(kv_heads, heads // kv_heads, requests, head_dim).transpose(1, 2)
-    rows = _padded(rows.reshape(kv_heads * requests, heads // kv_heads, head_dim), tile)
-    result = _weigh(
-        rows,
-        _gathered("keys", keys, index),
-        _gathered("values", values, index),
-        hidden[:, None].repeat(kv_heads, 1, 1),
-        scale,
-    )
-    result = result[:, : heads // kv_heads].reshape(kv_heads, requests, heads // kv_heads, -1)
+    rows = query.reshape(kv_heads, group, requests, head_dim).transpose(1, 2)
+    rows = _padded(rows.reshape(kv_heads * requests, group, head_dim), tile)
+    own_keys = _gathered("keys", keys, newest.keys, len(rows))
+    own_values = _gathered("values", values, newest.keys, len(rows))
+    result = _weigh(rows, own_keys, own_values, newest.mask, scale)
+    result = result[:, :group].reshape(kv_heads, requests, group, -1)
     return result.transpose(0, 1).reshape(requests, heads, -1)
 
 
-def _gathered(name: str, cached: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """`[kv_heads, keys, d]` at `[requests, slots]`: `[kv_heads * requests, slots, d]`."""
-    heads, count, width = cached.shape
+def _gathered(name: str, cached: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
+    """Of `[kv_heads, keys, d]` those at an index `[count * slots]`, as `[count, slots, d]`."""
+    heads, length, width = cached.shape
     # The cache keeps all heads of a position together, so this is a view and every row one copy of memory.
-    rows = cached.transpose(0, 1).reshape(count * heads, width)
-    places = index * heads + torch.arange(heads)[:, None, None]
-    found = scratch(name, (heads * index.shape[0], index.shape[1], width), cached)
-    torch.index_select(rows, 0, places.flatten(), out=found.view(-1, width))
-    return found
+    rows = cached.transpose(0, 1).reshape(length * heads, width)
+    found = scratch(name, (len(index), width), cached)
+    return torch.index_select(rows, 0, index, out=found).view(count, -1, width)
 
 
 def _rows_of_one(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    end: int,
-    scale: float,
-    window: int | None,
-    tile: int,
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, prompt: _Prompt, scale: float, tile: int
 ) -> torch.Tensor:
-    """Several query rows of one request: `[heads, rows, head_dim]` to `[rows, heads, value_dim]`."""
-    heads, count, head_dim = query.shape
-    kv_heads, length, _ = keys.shape
+    """Several query rows of one request: of `[heads, rows, head_dim]` its own, as `[own rows, heads, value_dim]`."""
+    heads, _, head_dim = query.shape
+    kv_heads = keys.shape[0]
     group = heads // kv_heads
-    base = (end - length) // _BLOCK * _BLOCK
-    before = end - length - base
-    slots = torch.arange(_whole(end - base, _BLOCK))
-    after = len(slots) - before - length
-    keys, values = (pad(one, (0, 0, before, after)) for one in (keys, values))
-    positions = torch.arange(end - count, end)
-    hidden = slots + base > positions[:, None]
-    hidden |= slots < before
-    if window is not None:
-        hidden |= slots + base <= positions[:, None] - window
-    rows = query.reshape(kv_heads, group, count, head_dim).transpose(1, 2)
-    at_once = max(1, _SCORES_AT_ONCE // (heads * len(slots)))
+    count, slots = prompt.hidden.shape
+    own_keys = _gathered("keys", keys, prompt.keys, kv_heads)
+    own_values = _gathered("values", values, prompt.keys, kv_heads)
+    rows = query[:, prompt.rows].reshape(kv_heads, group, count, head_dim).transpose(1, 2)
+    at_once = max(1, _SCORES_AT_ONCE // (heads * slots))
     outputs = []
     for start in range(0, count, at_once):
         part = slice(start, min(start + at_once, count))
         own = rows[:, part].reshape(kv_heads, -1, head_dim)
-        mask = hidden[part].repeat_interleave(group, dim=0)
+        mask = torch.where(prompt.hidden[part], -torch.inf, 0.0).repeat_interleave(group, dim=0)
         extra = _whole(own.shape[1], tile) - own.shape[1]
         mask = torch.cat([mask, mask[-1:].expand(extra, -1)])
-        result = _weigh(_padded(own, tile), keys, values, mask[None], scale)
+        result = _weigh(_padded(own, tile), own_keys, own_values, mask[None], scale)
         outputs.append(result[:, : own.shape[1]].reshape(kv_heads, part.stop - part.start, group, -1))
     return torch.cat(outputs, dim=1).transpose(0, 1).reshape(count, heads, -1)
 
 
 def _weigh(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor, scale: float
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Softmax of the scores times the values; `[n, tiles, d]`, `[n, slots, d]` and a mask that broadcasts."""
+    """Softmax of the scores times the values: `[n, tiles, d]`, `[n, slots, d]`, and a mask that broadcasts to scores.
+
+    The mask is added: 0, or minus infinity where a slot is hidden. Filling hidden scores takes eight times as long.
+    """
     shape = (*query.shape[:2], keys.shape[1])
     scores = torch.bmm(query, keys.transpose(1, 2), out=scratch("scores", shape, query))
-    scores.mul_(scale).masked_fill_(hidden, -torch.inf)
+    torch.add(mask, scores, alpha=scale, out=scores)
     weights = torch.softmax(scores, dim=-1, out=scratch("weights", shape, query))
     result = torch.bmm(weights[:, :, :_BLOCK], values[:, :_BLOCK])
     for start in range(_BLOCK, keys.shape[1], _BLOCK):

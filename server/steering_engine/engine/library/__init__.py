@@ -21,6 +21,8 @@ sentence when an upgrade moves one of them. The seams:
   token ids; they are handed salted ids from the first page that a request may steer.
 - `ModelRunner._get_forward_fn`, `.run_one_warmup` and `ContinuousBatchingIOs.get_graph`: which forwards run as captured
   graphs, and their capture at the start.
+- `PagedAttentionCache.layer_to_allocator`, `CacheAllocator.update`, which writes without reading when it is given
+  nothing to read, and, where it `supports_block_table`, `get_cache_for_block_table`: keys are read where they are.
 - The names of a batch's rows (`input_ids`, `position_ids`, `logits_indices`): made up to whole tiles where rows have to
   have the same bits in any batch, and `config._experts_implementation`, switched for such forwards.
 - `ContinuousBatchingManager.distributed_helper`: processes that share a model make their caches together; from then on

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
+from steering_engine.engine import attention
 from steering_engine.engine.library.states import State
 from steering_engine.engine.limits import PAGE_TOKENS
 from steering_engine.engine.messages import CopyPages
@@ -14,7 +18,7 @@ from steering_engine.engine.tensor_parallel import Followers
 
 
 class SaltedCache(PagedAttentionCache):  # type: ignore[misc]
-    """The paged cache, with pages shared only between requests that steer them alike."""
+    """The paged cache, with pages shared only between requests that steer them alike, and keys read in place."""
 
     runs: dict[str, Run]
     followers: Followers | None
@@ -24,6 +28,30 @@ class SaltedCache(PagedAttentionCache):  # type: ignore[misc]
         if self.followers is not None:
             self.followers.send(CopyPages(copy_src_and_dst))
         super().perform_cache_copy(copy_src_and_dst)
+
+    def store(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, kwargs: dict[str, Any]
+    ) -> attention.StoredKeys:
+        """Writes the new keys and values of a layer, `[1, kv_heads, rows, head_dim]`; tells where all are.
+
+        `update`, which the library's own attention calls here, copies them out of the pages; they are copied again to
+        where attention wants them.
+        """
+        allocator = self.layer_to_allocator[layer]
+        places, written = (kwargs[name][allocator.index] for name in ("read_index", "write_index"))
+        # It reads nothing where the batch has no rows but the new ones; and a sliding cache overwrites what is read.
+        in_place = len(places) > 0 and allocator.supports_block_table
+        key, value = (one[0].transpose(0, 1) for one in (key, value))
+        keys, values = allocator.update(key, value, layer, places[:0] if in_place else places, written)
+        if in_place:
+            keys, values = (pages.flatten(0, 1) for pages in allocator.get_cache_for_block_table(layer))
+        return attention.StoredKeys(
+            keys.transpose(0, 1),
+            values.transpose(0, 1),
+            kwargs["cu_seq_lens_k"][allocator.layer_type],
+            places if in_place else None,
+            allocator.index,
+        )
 
     def search_prefix_match(self, request_id: str, prompt_ids: list[int]) -> int:
         """Tokens of a prompt whose pages are there, steered as this request is."""

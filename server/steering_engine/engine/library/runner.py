@@ -46,9 +46,10 @@ class Runner(ModelRunner):  # type: ignore[misc]
         self.runs = []
         steered: list[tuple[Run, int]] = []
         offset = 0
-        ends = []
+        counts, ends = [], []
         for future in self.inputs_and_outputs.requests_in_batch:
             state = future.state
+            counts.append(future.query_length)
             ends.append(state.position_offset)
             if isinstance(state, State):
                 # The library has already advanced the position over the rows of this batch.
@@ -59,7 +60,7 @@ class Runner(ModelRunner):  # type: ignore[misc]
                 if future.has_new_token:
                     self.runs.append(state.run)
             offset += future.query_length
-        layout = attention.PackedLayout(offset, tuple(ends), self.tile)
+        layout = attention.PackedLayout(tuple(counts), tuple(ends), self.tile)
         plan = None if decisions.repeat(self.decisions) else decisions.plan()
         self.decisions = decisions
         if self.followers is not None:
