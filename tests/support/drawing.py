@@ -100,8 +100,9 @@ def _selectors(draw: st.DrawFn, prompt_length: int) -> Selector:
     included, excluded = draw(st.sampled_from([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 2)]))
     include = [draw(_clauses(prompt_length)) for _ in range(included)]
     exclude = [draw(_clauses(prompt_length)) for _ in range(excluded)]
-    every_step = [] if include and draw(st.booleans()) else [Clause(Phase.GENERATION)]
-    return Selector(tuple(every_step + include), tuple(exclude))
+    if not include or draw(st.booleans()):
+        include.append(Clause(Phase.GENERATION))
+    return Selector(tuple(include), tuple(exclude))
 
 
 @st.composite

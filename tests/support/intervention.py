@@ -45,7 +45,8 @@ def _along(h: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
 
 def _kept_norm(h: torch.Tensor, d: torch.Tensor, s: float) -> torch.Tensor:
     moved = h + s * d
-    return moved * h.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True)
+    kept: torch.Tensor = moved * h.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True)
+    return kept
 
 
 HOWS = (

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.functional import cosine_similarity
 
 from steering_engine.blocks import find_blocks
 from steering_engine.engine.sampling import uniform
@@ -95,23 +96,18 @@ class Reference:
         """The rule with its defaults filled in from the vector file."""
         vector = self._vectors[rule.vector]
         layers = tuple(sorted(rule.layers or vector.directions))
-        trigger = rule.trigger
-        metadata = vector.metadata
+        trigger, metadata = rule.trigger, vector.metadata
         if isinstance(trigger, ContextTrigger) and trigger.min_match_tokens is None:
             trigger = replace(trigger, min_match_tokens=metadata.context_min_match)
-        if isinstance(trigger, ProbeTrigger):
-            if trigger.layer is None:
-                there = [block for block in vector.probes if block <= layers[0]]
-                trigger = replace(trigger, layer=max(there, key=lambda block: metadata.probe_auc[block]))
-            if trigger.threshold is None:
-                trigger = replace(trigger, threshold=metadata.probe_threshold[trigger.layer or 0])
-        if isinstance(trigger, SimilarityTrigger):
-            if trigger.layer is None:
-                trigger = replace(
-                    trigger, layer=max(block for block in vector.centroids if block <= layers[0])
-                )
-            if trigger.min_cosine is None:
-                trigger = replace(trigger, min_cosine=metadata.centroid_min_cosine[trigger.layer or 0])
+        if isinstance(trigger, ProbeTrigger) and trigger.layer is None:
+            there = [block for block in vector.probes if block <= layers[0]]
+            trigger = replace(trigger, layer=max(there, key=lambda block: metadata.probe_auc[block]))
+        if isinstance(trigger, SimilarityTrigger) and trigger.layer is None:
+            trigger = replace(trigger, layer=max(block for block in vector.centroids if block <= layers[0]))
+        if isinstance(trigger, ProbeTrigger) and trigger.threshold is None:
+            trigger = replace(trigger, threshold=metadata.probe_threshold[_layer(trigger)])
+        if isinstance(trigger, SimilarityTrigger) and trigger.min_cosine is None:
+            trigger = replace(trigger, min_cosine=metadata.centroid_min_cosine[_layer(trigger)])
         return replace(rule, layers=layers, trigger=trigger)
 
     @torch.no_grad()
@@ -222,6 +218,7 @@ class Reference:
             for index, rule in asking:
                 if not isinstance(rule.trigger, ContextTrigger | None) and rule.trigger.layer == block:
                     score, least = self._score(rule, rule.trigger, hidden[0, newest].double())
+                    assert least is not None, "a default was not filled in"
                     self._near_tie |= abs(score - least) < SCORE_MARGIN
                     if score >= least:
                         self._fire(index, rule, newest, score)
@@ -240,19 +237,15 @@ class Reference:
 
     def _score(
         self, rule: SteeringRule, trigger: ProbeTrigger | SimilarityTrigger, hidden: torch.Tensor
-    ) -> tuple[float, float]:
+    ) -> tuple[float, float | None]:
         """What the trigger measures of h `[hidden]`, and the least of it that fires."""
-        vector, layer = self._vectors[rule.vector], trigger.layer or 0
+        vector, layer = self._vectors[rule.vector], _layer(trigger)
         if isinstance(trigger, ProbeTrigger):
             probe = vector.probes[layer]
-            return 1 / (
-                1 + math.exp(-float(probe.weight.double() @ hidden) - probe.bias)
-            ), trigger.threshold or 0
-        cosines = torch.nn.functional.cosine_similarity(
-            vector.centroids[layer].double(), hidden[None], dim=-1
-        )
-        least = trigger.min_cosine
-        return float(cosines.max()), 0.0 if least is None else least
+            logit = float(probe.weight.double() @ hidden) + probe.bias
+            return 1 / (1 + math.exp(-logit)), trigger.threshold
+        cosines = cosine_similarity(vector.centroids[layer].double(), hidden[None], dim=-1)
+        return float(cosines.max()), trigger.min_cosine
 
     def _steered(self, rule: SteeringRule, block: int, hidden: torch.Tensor) -> torch.Tensor:
         """The operation of a rule on h `[hidden]`."""
@@ -294,6 +287,12 @@ class Reference:
         if clause.phase is Phase.PROMPT:
             return row in range(length)[predicate.start : predicate.end]
         return predicate.start <= step and (predicate.end is None or step < predicate.end)
+
+
+def _layer(trigger: ProbeTrigger | SimilarityTrigger) -> int:
+    """The block that is read, when that is filled in."""
+    assert trigger.layer is not None
+    return trigger.layer
 
 
 def matching_tokens(ids: Sequence[int], context: Sequence[int]) -> int:

@@ -167,19 +167,20 @@ async def test_when_all_have_run_and_left_their_pages_each_has_the_bits_of_a_col
             assert torch.equal(logits, cold[name][1]), name
 
 
-@pytest.mark.parametrize(
-    "name", ["add", "clamp", "in the prompt", "after tokens", "context", "probe", "similarity"]
-)
-async def test_an_unsteered_prompt_of_the_same_ids_shares_nothing_that_was_steered(
-    name: str, model: SteeredModel
+@pytest.mark.parametrize("name", ["add", "in the prompt", "context", "probe"])
+@pytest.mark.parametrize("continued", [5, TOKENS])
+async def test_a_prompt_that_continues_a_steered_completion_shares_nothing_that_was_steered_otherwise(
+    name: str, continued: int, model: SteeredModel
 ) -> None:
-    ids = (*PROMPT, *[FORCED] * TOKENS)
-    forget_pages(model)
-    _, expected = await logits_of(model, forced(model, None, ids))
-    forget_pages(model)
-    await logits_of(model, forced(model, STEERINGS[name]))
-    _, logits = await logits_of(model, forced(model, None, ids))
-    assert torch.equal(logits, expected)
+    longer = (*PROMPT, *[FORCED] * continued)
+    for steering in (None, STEERINGS[name]):  # what were steps are rows of the prompt now
+        forget_pages(model)
+        expected, expected_logits = await logits_of(model, forced(model, steering, longer))
+        forget_pages(model)
+        await logits_of(model, forced(model, STEERINGS[name]))
+        got, logits = await logits_of(model, forced(model, steering, longer))
+        assert got == expected
+        assert torch.equal(logits, expected_logits)
 
 
 @pytest.mark.parametrize("name", ["probe", "in the prompt", "context"])

@@ -110,7 +110,7 @@ def prompts(draw: st.DrawFn, earlier: Sequence[tuple[Wish, list[Outcome]]]) -> t
 def wishes(draw: st.DrawFn, vectors: dict[str, Any], earlier: Sequence[tuple[Wish, list[Outcome]]]) -> Wish:
     prompt = draw(prompts(earlier))
     steering = None
-    alike = [wish.steering for wish, _ in earlier if wish.prompt == prompt]
+    alike = [wish.steering for wish, _ in earlier if wish.prompt == prompt[: len(wish.prompt)]]
     kind = draw(st.sampled_from(["own"] * 5 + ["alike", "none"]))
     if kind == "alike" and alike:
         steering = draw(st.sampled_from(alike))

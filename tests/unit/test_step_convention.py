@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -89,13 +90,12 @@ def changed_from(logits: Logits, plain: Logits) -> int:
     return next(step for step, (one, other) in pairs if not torch.equal(one, other))
 
 
-TRIGGERS: dict[TriggerKind | None, Trigger | None] = {
-    None: None,
+TRIGGERS: dict[TriggerKind, Trigger] = {
     TriggerKind.CONTEXT: ContextTrigger(3, max_firings=1),
     TriggerKind.PROBE: ProbeTrigger(0, 0.99, max_firings=1),
     TriggerKind.SIMILARITY: SimilarityTrigger(0, 0.999, max_firings=1),
 }
-SCORES = {
+SCORES: dict[TriggerKind | None, Any] = {
     None: None,
     TriggerKind.CONTEXT: 3.0,  # tokens
     TriggerKind.PROBE: pytest.approx(1 / (1 + math.exp(-10)), abs=1e-5),
@@ -104,14 +104,14 @@ SCORES = {
 
 
 @pytest.mark.parametrize("step", [0, 1, 4])
-@pytest.mark.parametrize("kind", TRIGGERS)
+@pytest.mark.parametrize("kind", [None, *TriggerKind])
 @pytest.mark.parametrize("how", HOWS[:6], ids=lambda how: f"{how.operation} x {how.strength}")
 async def test_a_rule_at_step_j_changes_token_js_logits_and_nothing_before_them(
     how: How, kind: TriggerKind | None, step: int, model: SteeredModel, plain: tuple[Got, Logits]
 ) -> None:
     where = EVERY if kind else Selector.steps(step)  # a trigger finds the step by itself
     vector = pivotal_at(model, plain[0], step)
-    rule = SteeringRule(vector, how.strength, (0, 2), how.operation, where, TRIGGERS[kind])
+    rule = SteeringRule(vector, how.strength, (0, 2), how.operation, where, TRIGGERS[kind] if kind else None)
     got, logits = await run(model, rule)
     assert got.acts == (SteeringAct(0, (0, 2), step=step, trigger=kind, score=SCORES[kind]),)
     assert changed_from(logits, plain[1]) == step
@@ -140,7 +140,7 @@ async def test_a_context_that_the_prompt_completes_acts_at_step_0(
     assert changed_from(logits, plain[1]) == 0
 
 
-@pytest.mark.parametrize("kind", [TriggerKind.CONTEXT, TriggerKind.PROBE, TriggerKind.SIMILARITY])
+@pytest.mark.parametrize("kind", TriggerKind)
 async def test_a_firing_at_step_j_that_is_held_for_3_steps_acts_at_j_and_the_two_after_it(
     kind: TriggerKind, model: SteeredModel, plain: tuple[Got, Logits]
 ) -> None:
