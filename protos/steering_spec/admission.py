@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from steering_spec import limits
 from steering_spec.conflict_admission import conflict_violations
 from steering_spec.facts import FindVector, ModelFacts
-from steering_spec.request import Chat, GenerationSpec, PromptIds, PromptText
+from steering_spec.request import Chat, GenerationSpec, Prompt, PromptIds, PromptText
 from steering_spec.rule_admission import rule_violations
 from steering_spec.sampling_admission import sampling_violations
 from steering_spec.selector_admission import named_values, selector_violations
@@ -49,14 +49,14 @@ def _violations(
     prompt_ids: tuple[int, ...] | None,
 ) -> Iterator[Violation]:
     prompt_length = None if prompt_ids is None else len(prompt_ids)
-    yield from _prompt_violations(spec, model)
+    yield from prompt_violations(spec.prompt, model)
     yield from sampling_violations(spec.sampling, model, prompt_length)
     if len(spec.request_id) > limits.MAX_REQUEST_ID_CHARACTERS:
         yield Violation("request_id", f"longer than {limits.MAX_REQUEST_ID_CHARACTERS} characters")
     if model is not None and spec.model and spec.model != model.name:
         yield Violation(
             "model",
-            f"{spec.model!r} is not served here; the served model is {model.name!r}",
+            f"{spec.model[:100]!r} is not served here; the served model is {model.name!r}",
             ViolationKind.NOT_FOUND,
         )
     if model is not None and prompt_ids is not None:
@@ -96,8 +96,8 @@ def _steering_violations(
         yield from conflict_violations(well_placed, prompt_length, find_vector)
 
 
-def _prompt_violations(spec: GenerationSpec, model: ModelFacts | None) -> Iterator[Violation]:
-    prompt = spec.prompt
+def prompt_violations(prompt: Prompt, model: ModelFacts | None) -> Iterator[Violation]:
+    """What is wrong with a prompt, before it is tokenized."""
     if isinstance(prompt, PromptText):
         if not prompt.text:
             yield Violation("text", "the prompt is empty")
@@ -132,6 +132,9 @@ def _text_violations(field: str, characters: int, model: ModelFacts | None) -> I
 def _chat_violations(chat: Chat, model: ModelFacts | None) -> Iterator[Violation]:
     if not chat.messages:
         yield Violation("chat.messages", "the prompt is empty")
+    if len(chat.messages) > limits.MAX_MESSAGES:
+        yield Violation("chat.messages", f"more than {limits.MAX_MESSAGES} messages")
+        return
     yield from _text_violations("chat.messages", sum(len(one.content) for one in chat.messages), model)
     for index, message in enumerate(chat.messages):
         if message.role not in ROLES:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 MAX_RULES = 16
+MAX_LAYERS = 1_024
+MAX_MESSAGES = 4_096
 MAX_CLAUSES = 64
 MAX_POSITIONS = 65_536
 MAX_TOKEN_SET_IDS = 65_536

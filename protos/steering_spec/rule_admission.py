@@ -55,6 +55,9 @@ def _operation_violations(path: str, operation: Operation) -> Iterator[Violation
 
 
 def _layer_violations(path: str, layers: tuple[int, ...], model: ModelFacts | None) -> Iterator[Violation]:
+    if len(layers) > limits.MAX_LAYERS:
+        yield Violation(path, f"more than {limits.MAX_LAYERS} blocks")
+        return
     seen: set[int] = set()
     layer_count = limits.INT32_MAX if model is None else model.layer_count
     for index, layer in enumerate(layers):

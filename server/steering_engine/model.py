@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -36,6 +35,7 @@ from steering_spec import (
     StreamDelta,
     request_violations,
 )
+from steering_spec.admission import prompt_violations
 
 __all__ = ["EngineLimits", "SteeredModel"]
 
@@ -136,7 +136,7 @@ class SteeredModel:
         # Callers may reuse their ids; the engine's must be unique.
         number = next(self._counter)
         own_id = f"{spec.request_id}#{number}" if spec.request_id else f"request-{number}"
-        if is_long(spec.prompt):  # tokenizing takes long then, and nobody else should wait for it
+        if is_long(spec):  # judging and tokenizing take long then, and nobody else should wait for it
             requests = await asyncio.to_thread(self._requests, spec, own_id, streaming=streaming)
         else:
             requests = self._requests(spec, own_id, streaming=streaming)
@@ -153,13 +153,11 @@ class SteeredModel:
     def _requests(self, spec: GenerationSpec, own_id: str, *, streaming: bool) -> list[EngineRequest]:
         """What the engine is asked for, one request for each completion."""
         facts = self.info.facts
-        faults = request_violations(spec, facts, self.vectors.facts)
-        ids: tuple[int, ...] = ()
-        if not any(re.match(r"(text|tokens|chat)\b", fault.field) for fault in faults):
-            # A sound prompt is tokenized whatever else is wrong, so that everything comes back in one answer.
-            ids = self.prompt_ids(spec.prompt)
-            faults = request_violations(spec, facts, self.vectors.facts, ids)
-        if faults:
+        # A sound prompt is tokenized whatever else is wrong, so that everything comes back in one answer.
+        is_sound = not any(prompt_violations(spec.prompt, facts))
+        ids = self.prompt_ids(spec.prompt) if is_sound else None
+        faults = request_violations(spec, facts, self.vectors.facts, ids)
+        if faults or ids is None:
             raise InvalidRequestError(faults)
         sampling = self._sampling(spec.sampling, room=facts.max_context_tokens - len(ids))
         first = EngineRequest(

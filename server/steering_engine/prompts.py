@@ -6,9 +6,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from steering_spec import Chat, InvalidRequestError, Prompt, PromptIds, PromptText, Violation
+from steering_spec import Chat, GenerationSpec, InvalidRequestError, Prompt, PromptIds, PromptText, Violation
+from steering_spec.selector_admission import named_values
 
 _LONG_CHARACTERS = 20_000  # tokenized in about 10 ms
+_TURN_CHARACTERS = 32  # what a template puts around a message
+_LONG_SELECTION = 2_000  # positions and token ids, judged in about 10 ms
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
@@ -44,11 +47,14 @@ def _chat_ids(tokenizer: Any, chat: Chat) -> list[int]:
     return ids
 
 
-def is_long(prompt: Prompt) -> bool:
-    """Whether tokenizing takes so long that an event loop should not wait for it."""
-    if isinstance(prompt, PromptIds):
-        return False
-    texts = (
-        [prompt.text] if isinstance(prompt, PromptText) else [message.content for message in prompt.messages]
-    )
-    return sum(map(len, texts)) > _LONG_CHARACTERS
+def is_long(spec: GenerationSpec) -> bool:
+    """Whether judging and tokenizing a request takes so long that an event loop should not wait for it."""
+    rules = () if spec.steering is None else spec.steering.rules
+    if sum(named_values(rule.selector) for rule in rules) > _LONG_SELECTION:
+        return True
+    if isinstance(spec.prompt, PromptIds):
+        return len(spec.prompt.ids) > _LONG_CHARACTERS
+    if isinstance(spec.prompt, PromptText):
+        return len(spec.prompt.text) > _LONG_CHARACTERS
+    characters = sum(len(message.content) + _TURN_CHARACTERS for message in spec.prompt.messages)
+    return characters > _LONG_CHARACTERS

@@ -39,6 +39,16 @@ class SlowReaderError(ServerError):
         )
 
 
+class ResponseTooLargeError(ServerError):
+    """The completions don't fit into one message."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(
+            f"the completions are {size} bytes, more than one message holds; stream them, or ask for fewer "
+            "completions, no trace, or fewer top_logprobs"
+        )
+
+
 class DrainingError(ServerError):
     """The server is stopping and takes no new work."""
 

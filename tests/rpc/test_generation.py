@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from steering.v1 import generation_pb2, generation_pb2_grpc, steering_pb2
+from steering_spec import limits
 from tests.support.fixtures import CONTEXT
 from tests.support.server import LiveServer
 from tests.support.statuses import failure
@@ -279,3 +280,17 @@ def test_a_probe_that_the_vector_has_not_is_a_failed_precondition(
         grpc.StatusCode.FAILED_PRECONDITION,
         ["steering.rules[0].trigger.probe"],
     )
+
+
+def test_completions_that_no_message_holds_are_refused_with_what_would_do(
+    stub: generation_pb2_grpc.GenerationServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_MESSAGE_BYTES", 2_000)
+    sampling = generation_pb2.SamplingParams(max_token_count=400, completion_count=2)
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Generate(
+            generation_pb2.GenerateRequest(spec=generation_pb2.GenerationSpec(text="hi", sampling=sampling))
+        )
+    refused = failure(caught.value)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE")
+    assert "stream them" in refused.message

@@ -250,6 +250,7 @@ def test_reasons_are_unique_and_stable() -> None:
         "NOT_FINITE",
         "NOT_FOUND",
         "QUEUE_FULL",
+        "RESPONSE_TOO_LARGE",
         "SLOW_READER",
         "VECTOR_EXISTS",
         "VECTOR_FOR_ANOTHER_MODEL",

@@ -119,6 +119,12 @@ def test_a_model_without_a_template_takes_no_chat() -> None:
     assert told(request_violations(spec, replace(MODEL, chat_supported=False))) == [("chat", "PRECONDITION")]
 
 
+def test_a_chat_has_a_limited_number_of_messages() -> None:
+    messages = (ChatMessage("user", "x"),) * (api.MAX_MESSAGES + 1)
+    assert told(request_violations(GenerationSpec(Chat(messages)))) == [("chat.messages", "INVALID")]
+    assert request_violations(GenerationSpec(Chat(messages[1:]))) == []
+
+
 def test_all_faults_come_back_at_once() -> None:
     spec = GenerationSpec(
         PromptText(""),

@@ -25,6 +25,7 @@ ALONE: list[tuple[str, GenerationSpec, str]] = [
     ("a bound that is infinite in 32 bits", steered(operation=Clamp(max=1e39)), "operation.clamp.max"),
     ("a negative block", steered(layers=(0, -1)), "layers[1]"),
     ("a block named twice", steered(layers=(0, 2, 0)), "layers[2]"),
+    ("too many blocks", steered(layers=tuple(range(api.MAX_LAYERS + 1))), "layers"),
     ("a block beyond 32 bits", steered(layers=(BIG,)), "layers[0]"),
 ]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from steering.v1 import generation_pb2
+from steering_spec import limits
 from steering_spec.convert.steering import read_steering, steering_to_proto
 from steering_spec.request import (
     Chat,
@@ -53,7 +56,10 @@ def _prompt_from_proto(message: generation_pb2.GenerationSpec, faults: list[Viol
     if kind == "tokens":
         return PromptIds(tuple(message.tokens.ids))
     if kind == "chat":
-        messages = tuple(ChatMessage(one.role, one.content) for one in message.chat.messages)
+        messages = tuple(
+            ChatMessage(one.role, one.content)
+            for one in islice(message.chat.messages, limits.MAX_MESSAGES + 1)
+        )
         return Chat(messages, message.chat.final_message_open)
     if kind is None:
         faults.append(Violation("prompt", "no prompt; set one of text, tokens, chat"))
@@ -68,9 +74,9 @@ def _sampling_from_proto(message: generation_pb2.SamplingParams) -> SamplingPara
         top_k=message.top_k if message.HasField("top_k") else None,
         max_tokens=message.max_token_count if message.HasField("max_token_count") else None,
         seed=message.seed if message.HasField("seed") else None,
-        stop=tuple(message.stop_sequences),
+        stop=tuple(message.stop_sequences[: limits.MAX_STOP_SEQUENCES + 1]),
         min_p=message.min_p if message.HasField("min_p") else 0.0,
-        banned_first_ids=tuple(message.banned_first_ids),
+        banned_first_ids=tuple(message.banned_first_ids[: limits.MAX_BANNED_FIRST_IDS + 1]),
         n=message.completion_count if message.HasField("completion_count") else 1,
         min_tokens=message.min_token_count,
         repetition_penalty=message.repetition_penalty if message.HasField("repetition_penalty") else 1.0,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from steering.v1 import steering_pb2
+from steering_spec import limits
 from steering_spec.convert.trigger import trigger_from_proto, trigger_to_proto
 from steering_spec.steering import (
     Ablate,
@@ -56,7 +59,8 @@ def read_steering(message: steering_pb2.SteeringSpec, faults: list[Violation]) -
     """Reads a steering spec, and adds what of it can't be expressed in the types to `faults`."""
     before = len(faults)
     rules = tuple(
-        _rule_from_proto(rule, f"steering.rules[{index}]", faults) for index, rule in enumerate(message.rules)
+        _rule_from_proto(rule, f"steering.rules[{index}]", faults)
+        for index, rule in enumerate(islice(message.rules, limits.MAX_RULES + 1))
     )
     policy = _POLICIES_BACK.get(message.conflict_policy)
     if policy is None:
@@ -73,7 +77,9 @@ def _rule_from_proto(message: steering_pb2.SteeringRule, path: str, faults: list
         clauses = {
             name: tuple(
                 _clause_from_proto(clause, f"{path}.selector.{name}[{index}]", faults) or _UNREADABLE[name]
-                for index, clause in enumerate(getattr(message.selector, name))
+                for index, clause in enumerate(
+                    islice(getattr(message.selector, name), limits.MAX_CLAUSES + 1)
+                )
             )
             for name in ("include", "exclude")
         }
@@ -81,7 +87,7 @@ def _rule_from_proto(message: steering_pb2.SteeringRule, path: str, faults: list
     return SteeringRule(
         vector=message.vector,
         strength=message.strength if message.HasField("strength") else 1.0,
-        layers=tuple(message.layers),
+        layers=tuple(message.layers[: limits.MAX_LAYERS + 1]),
         operation=_operation_from_proto(message, f"{path}.operation", faults),
         selector=selector,
         trigger=(
@@ -117,12 +123,12 @@ def _clause_from_proto(message: steering_pb2.Clause, path: str, faults: list[Vio
         return None
     kind = message.WhichOneof("predicate")
     if kind == "positions":
-        return Clause(phase, Positions(tuple(message.positions.positions)))
+        return Clause(phase, Positions(tuple(message.positions.positions[: limits.MAX_POSITIONS + 1])))
     if kind == "range":
         end = message.range.end if message.range.HasField("end") else None
         return Clause(phase, Window(message.range.start, end))
     if kind == "tokens":
-        return Clause(phase, TokenSet(tuple(message.tokens.ids)))
+        return Clause(phase, TokenSet(tuple(message.tokens.ids[: limits.MAX_TOKEN_SET_IDS + 1])))
     return Clause(phase)
 
 
@@ -155,6 +161,8 @@ def _operation_to_proto(operation: Operation) -> steering_pb2.Operation:
             return steering_pb2.Operation(ablate=steering_pb2.Ablate())
         case Clamp(least, most):
             return steering_pb2.Operation(clamp=steering_pb2.Clamp(min=least, max=most))
+        case _:
+            raise TypeError(f"an operation is an Add, Ablate or Clamp; got {operation!r:.80}")
 
 
 def _clause_to_proto(clause: Clause) -> steering_pb2.Clause:
@@ -166,4 +174,10 @@ def _clause_to_proto(clause: Clause) -> steering_pb2.Clause:
             message.range.CopyFrom(steering_pb2.PositionRange(start=start, end=end))
         case TokenSet(ids):
             message.tokens.CopyFrom(steering_pb2.TokenSet(ids=ids))
+        case None:
+            pass
+        case _:
+            raise TypeError(
+                f"a predicate is a Positions, Window, TokenSet or None; got {clause.predicate!r:.80}"
+            )
     return message

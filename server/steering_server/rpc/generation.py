@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
 import grpc
 
 from steering.v1 import generation_pb2, generation_pb2_grpc
 from steering_engine.model import SteeredModel
+from steering_server.errors import ResponseTooLargeError
 from steering_server.rpc.backlog import Backlog
 from steering_server.rpc.buffer import buffered
-from steering_spec import Completion, GenerationSpec, InvalidRequestError, StreamDelta, request_violations
+from steering_spec import (
+    Completion,
+    GenerationSpec,
+    InvalidRequestError,
+    StreamDelta,
+    limits,
+    request_violations,
+)
 from steering_spec.convert.completion import act_to_proto, completion_to_proto, delta_to_proto
 from steering_spec.convert.request import read_generation_spec
+
+_LONG_REQUEST_BYTES = 20_000  # read in a few milliseconds
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -30,10 +41,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
     ) -> generation_pb2.GenerateResponse:
         """Generates the completions of one prompt."""
-        spec = self._spec(request.spec)
+        spec = await self._spec(request.spec)
         with self._backlog.place():
             completions = await self._model.generate_many(spec)
-        return generation_pb2.GenerateResponse(results=map(completion_to_proto, completions))
+        # In a thread: with alternatives or a trace these may be millions of objects.
+        return await asyncio.to_thread(_response, completions)
 
     async def StreamGenerate(  # noqa: N802 -- the name of the RPC
         self,
@@ -41,7 +53,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Generates the completions of one prompt and streams them."""
-        spec = self._spec(request.spec)
+        spec = await self._spec(request.spec)
         # Every step of the engine gives an item for each completion.
         size = self._stream_buffer * spec.sampling.n
         async with aclosing(buffered(self._items(spec), size)) as items:
@@ -49,7 +61,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 for message in _messages(item):
                     yield message
 
-    def _spec(self, message: generation_pb2.GenerationSpec) -> GenerationSpec:
+    async def _spec(self, message: generation_pb2.GenerationSpec) -> GenerationSpec:
+        if message.ByteSize() > _LONG_REQUEST_BYTES:
+            return await asyncio.to_thread(self._read, message)
+        return self._read(message)
+
+    def _read(self, message: generation_pb2.GenerationSpec) -> GenerationSpec:
         spec, faults = read_generation_spec(message)
         if faults:  # the model would judge the rest; its findings belong into the same answer
             faults += request_violations(spec, self._model.info.facts, self._model.vectors.facts)
@@ -62,6 +79,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             async with aclosing(self._model.stream(spec)) as items:
                 async for item in items:
                     yield item
+
+
+def _response(completions: Sequence[Completion]) -> generation_pb2.GenerateResponse:
+    response = generation_pb2.GenerateResponse(results=map(completion_to_proto, completions))
+    if (size := response.ByteSize()) > limits.MAX_MESSAGE_BYTES:
+        raise ResponseTooLargeError(size)
+    return response
 
 
 def _messages(item: StreamDelta | Completion) -> Iterator[generation_pb2.StreamGenerateResponse]:

@@ -23,7 +23,7 @@ from steering_engine.errors import (
     VectorMismatchError,
     VectorTableFullError,
 )
-from steering_server.errors import DrainingError, QueueFullError, SlowReaderError
+from steering_server.errors import DrainingError, QueueFullError, ResponseTooLargeError, SlowReaderError
 from steering_spec import InvalidRequestError, Violation, ViolationKind
 
 DOMAIN = "pivotal-steering"
@@ -45,6 +45,7 @@ STATUS: dict[type[Exception] | ViolationKind, tuple[grpc.StatusCode, str]] = {
     VectorExistsError: (Code.ALREADY_EXISTS, "VECTOR_EXISTS"),
     VectorTableFullError: (Code.RESOURCE_EXHAUSTED, "VECTOR_TABLE_FULL"),
     QueueFullError: (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+    ResponseTooLargeError: (Code.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE"),
     SlowReaderError: (Code.RESOURCE_EXHAUSTED, "SLOW_READER"),
     DrainingError: (Code.UNAVAILABLE, "DRAINING"),
     EngineStoppedError: (Code.UNAVAILABLE, "ENGINE_STOPPED"),

@@ -6,6 +6,8 @@ from pathlib import Path, PurePosixPath
 
 from steering_spec import InvalidRequestError, Violation, ViolationKind
 
+_MAX_PATH_CHARACTERS = 1024
+
 
 def find_vector_file(directory: Path | None, path: str) -> Path:
     """The file of the vector directory that a caller's path names, links followed.
@@ -18,6 +20,10 @@ def find_vector_file(directory: Path | None, path: str) -> Path:
         raise _refusal(
             "this server has no vector directory; send the file itself", ViolationKind.PRECONDITION
         )
+    if (
+        len(path) > _MAX_PATH_CHARACTERS
+    ):  # resolving goes through the parts, at a cost that grows with the square
+        raise _refusal(f"{len(path)} characters; at most {_MAX_PATH_CHARACTERS} are followed")
     relative = PurePosixPath(path)
     if not path or "\0" in path or relative.is_absolute() or ".." in relative.parts:
         raise _refusal("expected a path inside the vector directory, relative to it and without `..`")
