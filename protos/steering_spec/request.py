@@ -57,6 +57,7 @@ class SamplingParams:
         min_p: Keep tokens at least this share as likely as the most likely one, in [0, 1]; 0 is off. Applied after
             temperature, top-k and top-p.
         banned_first_ids: Ids that the first generated token can't be; the probabilities of the others are renormalised.
+            Where top-k, top-p and min-p leave nothing else, they give way.
         n: Completions of the same prompt, which is computed once for all of them.
         min_tokens: Before so many tokens no end-of-sequence token is drawn and no stop sequence is looked for.
         repetition_penalty: Positive logits of tokens in prompt or completion are divided by it, negative ones

@@ -76,10 +76,11 @@ def _stop_violations(texts: tuple[str, ...]) -> Iterator[Violation]:
 
 
 def _penalty_violations(sampling: SamplingParams) -> Iterator[Violation]:
-    if not 0 < sampling.repetition_penalty <= limits.MAX_REPETITION_PENALTY:
+    if not limits.MIN_REPETITION_PENALTY <= sampling.repetition_penalty <= limits.MAX_REPETITION_PENALTY:
         yield Violation(
             "sampling.repetition_penalty",
-            f"{sampling.repetition_penalty} is outside (0, {limits.MAX_REPETITION_PENALTY:g}]",
+            f"{sampling.repetition_penalty} is outside "
+            f"[{limits.MIN_REPETITION_PENALTY:g}, {limits.MAX_REPETITION_PENALTY:g}]",
         )
     most = limits.MAX_PENALTY
     yield from range_violations("sampling.presence_penalty", sampling.presence_penalty, -most, most)

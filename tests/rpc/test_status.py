@@ -18,7 +18,7 @@ from steering.v1 import (
 from steering_engine.errors import EngineError, ModelError
 from steering_server import errors as server_errors
 from steering_server.rpc import status as table
-from steering_spec import InvalidRequestError, Violation
+from steering_spec import InvalidRequestError, Violation, limits
 from tests.support.models import save_tiny_model
 from tests.support.server import LiveServer, wait_until
 from tests.support.statuses import Failure, code_of, failure
@@ -256,6 +256,31 @@ def test_reasons_are_unique_and_stable() -> None:
         "VECTOR_FOR_ANOTHER_MODEL",
         "VECTOR_TABLE_FULL",
     ]
+
+
+def test_a_request_too_large_to_be_read_at_once_is_refused_unread(channel: grpc.Channel) -> None:
+    data = b"\x0a" + b"\x00" * limits.MAX_REQUEST_BYTES
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/steering.v1.GenerationService/Generate")(data)
+    refused = failure(caught.value)
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"at most {limits.MAX_REQUEST_BYTES}" in refused.message
+
+
+def test_every_completion_of_a_request_takes_a_place(model_folder: Path) -> None:
+    with LiveServer(model_folder, max_queued=3) as server, server.channel() as channel:
+        stub = Stub(channel)
+        sampling = generation_pb2.SamplingParams(max_token_count=4000, completion_count=2)
+        running = stub.StreamGenerate(
+            generation_pb2.StreamGenerateRequest(
+                spec=generation_pb2.GenerationSpec(text="hi", sampling=sampling)
+            )
+        )
+        next(running)
+        refused = refusal(stub, generation_pb2.GenerationSpec(text="hi", sampling=sampling))
+        assert refused.reason == "QUEUE_FULL"
+        running.cancel()
+        server.wait_idle()
 
 
 def test_a_lone_surrogate_does_not_break_a_status() -> None:

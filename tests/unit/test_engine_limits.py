@@ -115,7 +115,8 @@ class TestLimits:
             ({"max_batch_tokens": 0}, "max_batch_tokens is 0; expected at least 1"),
             ({"max_concurrent_requests": -1}, "max_concurrent_requests is -1; expected at least 1"),
             ({"default_max_tokens": 0}, "default_max_tokens is 0; expected at least 1"),
-            ({"max_context_tokens": -1}, r"max_context_tokens is -1; expected 0 \(automatic\) or more"),
+            ({"max_context_tokens": -1}, r"max_context_tokens is -1; expected 0 \(automatic\) or at least 4"),
+            ({"max_context_tokens": 3}, r"max_context_tokens is 3; expected 0 \(automatic\) or at least 4"),
             ({"max_context_tokens": 65, "cache_tokens": 64}, "one request would not fit into the cache"),
         ],
     )

@@ -129,9 +129,9 @@ class TestUsage:
 
 class TestBannedIds:
     async def one_chunk(
-        self, model: SteeredModel, temperature: float, banned: tuple[int, ...]
+        self, model: SteeredModel, temperature: float, banned: tuple[int, ...], top_k: int = 0
     ) -> list[tuple[int, float]]:
-        sampling = Sampling(temperature, 1.0, 0, 3, seed=1)
+        sampling = Sampling(temperature, 1.0, top_k, 3, seed=1)
         request = EngineRequest("banned", prompt(6).ids, sampling, banned_first_ids=banned)
         (chunk,) = [chunk async for chunk in model.engine.submit(request)]
         return [(token.id, token.logprob) for token in chunk.tokens]
@@ -145,6 +145,13 @@ class TestBannedIds:
             probabilities = model.loaded.model(ids, use_cache=False).logits[0, -1].double().softmax(-1)
         expected = probabilities[second] / (1 - math.exp(logprob))
         assert math.exp(renormalised) == pytest.approx(float(expected), rel=1e-5)
+
+    async def test_filters_that_leave_nothing_else_give_way(self, model: SteeredModel) -> None:
+        (best, _), *_ = await self.one_chunk(model, 1.0, (), top_k=1)
+        (drawn, logprob), *_ = await self.one_chunk(model, 1.0, (best,), top_k=1)
+        assert drawn != best
+        assert logprob < 0  # one of many: of a single one it would be 0
+        assert (drawn, logprob) == (await self.one_chunk(model, 1.0, (best,)))[0]
 
     async def test_only_the_first_token_is_held_back(self, model: SteeredModel) -> None:
         free = await self.one_chunk(model, 1.0, ())

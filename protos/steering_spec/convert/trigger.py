@@ -43,7 +43,7 @@ def _cooldown(message: _Condition) -> int:
 
 def trigger_to_proto(trigger: Trigger) -> steering_pb2.Trigger:
     """Writes a trigger."""
-    message = steering_pb2.Trigger(max_firing_count=trigger.max_firings)
+    message = steering_pb2.Trigger(max_firing_count=getattr(trigger, "max_firings", None))
     match trigger:
         case ContextTrigger():
             message.context.CopyFrom(
@@ -70,5 +70,9 @@ def trigger_to_proto(trigger: Trigger) -> steering_pb2.Trigger:
                     hold_step_count=trigger.hold_steps,
                     cooldown_step_count=trigger.cooldown_steps,
                 )
+            )
+        case _:
+            raise TypeError(
+                f"a trigger is a ContextTrigger, ProbeTrigger or SimilarityTrigger; got {trigger!r:.80}"
             )
     return message

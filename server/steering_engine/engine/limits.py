@@ -15,6 +15,7 @@ PAGE_TOKENS = 16
 """Tokens of one cache page; prefixes are shared in whole pages."""
 
 _DEFAULT_VECTOR_TABLE_BYTES = 1 << 30
+_LEAST_CONTEXT = 4  # what a server's first request, which warms up, needs
 _LEAST_CACHE_TOKENS = 4 * PAGE_TOKENS  # what the trial at load needs
 
 
@@ -57,9 +58,9 @@ class EngineLimits:
             raise ModelError(f"cache_tokens is {self.cache_tokens}; expected at least {_LEAST_CACHE_TOKENS}")
         if not 0 <= self.offload_gib < math.inf:
             raise ModelError(f"offload_gib is {self.offload_gib}; expected 0 (none) or more")
-        if self.max_context_tokens < 0:
+        if self.max_context_tokens < 0 or 0 < self.max_context_tokens < _LEAST_CONTEXT:
             raise ModelError(
-                f"max_context_tokens is {self.max_context_tokens}; expected 0 (automatic) or more"
+                f"max_context_tokens is {self.max_context_tokens}; expected 0 (automatic) or at least {_LEAST_CONTEXT}"
             )
         if self.max_context_tokens > self.cache_tokens:
             raise ModelError(

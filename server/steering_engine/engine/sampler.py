@@ -65,7 +65,11 @@ def _sample(
     for row, run in enumerate(runs):
         if run.request.banned_first_ids and run.step == 0:
             banned = torch.tensor(run.request.banned_first_ids, device=logits.device)
-            probabilities[row] = sampling.ban(probabilities[row], banned)
+            left = sampling.ban(probabilities[row], banned)
+            if left[banned].any():  # the filters left nothing else, so they give way
+                adjusted = _adjusted(logits[row : row + 1], [run], eos_ids)[0]
+                left = sampling.ban(torch.softmax(adjusted.double(), dim=-1), banned)
+            probabilities[row] = left
     _leave_alternatives(probabilities, runs)
     uniforms = torch.tensor([run.uniform() for run in runs], dtype=torch.float64)
     ids, logprobs = sampling.draw(probabilities, temperature, uniforms)

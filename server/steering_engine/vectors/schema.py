@@ -54,7 +54,7 @@ class VectorMetadata(BaseModel):
 
     schema_name: Literal["steering.vector/1"] = Field(SCHEMA, alias="schema", serialization_alias="schema")
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
-    description: str
+    description: Annotated[str, Field(max_length=1000)]
     model_id: Annotated[str, Field(min_length=1)]
     model_revision: str = ""
     model_config_digest: Sha256

@@ -19,16 +19,17 @@ class Backlog:
         self._held = 0
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Holds a place for one request.
+    def place(self, completions: int = 1) -> Iterator[None]:
+        """Holds a place for each completion of a request; one with more of them than there are places takes all.
 
         Raises:
-            QueueFullError: All places are taken.
+            QueueFullError: Too few places are free.
         """
-        if self._held >= self._limit:
+        wanted = min(completions, self._limit)
+        if self._held + wanted > self._limit:
             raise QueueFullError(self._limit)
-        self._held += 1
+        self._held += wanted
         try:
             yield
         finally:
-            self._held -= 1
+            self._held -= wanted

@@ -42,7 +42,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.GenerateResponse:
         """Generates the completions of one prompt."""
         spec = await self._spec(request.spec)
-        with self._backlog.place():
+        with self._backlog.place(spec.sampling.n):
             completions = await self._model.generate_many(spec)
         # In a thread: with alternatives or a trace these may be millions of objects.
         return await asyncio.to_thread(_response, completions)
@@ -75,7 +75,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def _items(self, spec: GenerationSpec) -> AsyncGenerator[StreamDelta | Completion, None]:
         # The side that generates holds the place: a stalled reader whose generation was ended holds none.
-        with self._backlog.place():
+        with self._backlog.place(spec.sampling.n):
             async with aclosing(self._model.stream(spec)) as items:
                 async for item in items:
                     yield item

@@ -20,7 +20,7 @@ from steering_server.errors import DrainingError
 from steering_server.logs import REQUEST_ID
 from steering_server.rpc.status import abort, code_and_reason, status_of
 from steering_spec import InvalidRequestError, Violation
-from steering_spec.limits import MAX_REQUEST_ID_CHARACTERS
+from steering_spec.limits import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_REQUEST_ID_CHARACTERS
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,8 @@ class Guard(grpc.aio.ServerInterceptor):
         try:
             if self._draining:
                 raise DrainingError  # noqa: TRY301 -- answered below like every other error
-            request = _decoded(data, decode)
+            most = MAX_MESSAGE_BYTES if method.endswith("LoadVector") else MAX_REQUEST_BYTES
+            request = _decoded(data, decode, most)
             _adopt_request_id(request)
             yield request
             outcome = "OK"
@@ -111,7 +112,11 @@ class Guard(grpc.aio.ServerInterceptor):
             _log.info("%s %s %.3f s", method, outcome, time.perf_counter() - began)
 
 
-def _decoded(data: bytes, decode: Callable[[bytes], Message]) -> Message:
+def _decoded(data: bytes, decode: Callable[[bytes], Message], most: int) -> Message:
+    if len(data) > most:  # protobuf takes seconds, and no other call is answered then
+        raise InvalidRequestError(
+            [Violation("", f"the request has {len(data)} bytes; at most {most} are read")]
+        )
     try:
         return decode(data)
     except DecodeError:
