@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 import torch
 
 from steering_engine.errors import NotFiniteError
 from steering_engine.model import SteeredModel
-from steering_spec import Selector, SteeringRule
-from tests.support.engine import busy, greedy, idle, prompt, together
+from steering_spec import Clamp, Selector, SteeringRule
+from tests.support.engine import busy, forget_pages, greedy, idle, prompt, running, together
 
 
 class TestNotFinite:
@@ -38,6 +39,29 @@ class TestNotFinite:
         specs = [greedy(30, seed=seed, tokens=20) for seed in range(3)]
         got, expected = await together(cramped, specs), await together(model, specs)
         assert [completion.ids for completion in got] == [completion.ids for completion in expected]
+
+    @pytest.mark.parametrize(("chunk", "n"), [(1024, 1), (64, 1), (1024, 2), (64, 2)])
+    async def test_prompt_pages_before_its_steered_row_spoil_nobody(
+        self, chunk: int, n: int, folder: Path
+    ) -> None:
+        # Rows before the steered one are computed in one forward with it, and their pages are those of any request.
+        rule = SteeringRule(
+            "one",
+            operation=Clamp(min=3.4e38),
+            strength=1000.0,
+            layers=(0,),
+            selector=Selector.prompt_positions(50),
+        )
+        with running(folder, max_batch_tokens=chunk) as model:
+            victim = greedy(60, tokens=4)
+            expected = await model.generate(victim)
+            forget_pages(model)
+            spoilt = greedy(70, rule, tokens=4, n=n)
+            assert spoilt.prompt.ids[:60] == victim.prompt.ids  # type: ignore[union-attr]
+            with pytest.raises(NotFiniteError):
+                await model.generate_many(spoilt)
+            await idle(model)
+            assert (await model.generate(victim)).tokens == expected.tokens
 
 
 class TestOutside:

@@ -63,12 +63,13 @@ class ResidentPlan:
         self._loaded_entries = _Entries([], [], [])
         self._loaded_asked = _Asked([], [0], [], [])
 
-    def load(self, plan: BatchPlan) -> None:
-        """Takes the steering of the next forward; what is on the device already is not sent again.
+    @staticmethod
+    def holds(plan: BatchPlan) -> bool:
+        """Whether the buffers are large enough for what a forward's questions compare with."""
+        return sum(len(one.reading.slots) for one in plan.questions) <= _MAX_QUESTION_SLOTS
 
-        Raises:
-            ValueError: Its questions compare with more centroids than the buffers hold.
-        """
+    def load(self, plan: BatchPlan) -> None:
+        """Takes the steering of the next forward, which has to fit; what is on the device already is not sent again."""
         order = sorted(range(len(plan.questions)), key=lambda n: _place(plan.questions[n]))
         gate_of = {FIRST_QUESTION + number: FIRST_QUESTION + place for place, number in enumerate(order)}
         self._questions = [plan.questions[number] for number in order]
@@ -80,10 +81,6 @@ class ResidentPlan:
             self._loaded_entries = entries
         asked = _asked(self._questions)
         if asked != self._loaded_asked:
-            if len(asked.slots) > _MAX_QUESTION_SLOTS:
-                raise ValueError(
-                    f"{len(asked.slots)} centroids in one forward; at most {_MAX_QUESTION_SLOTS} fit"
-                )
             self._slots.write(asked.slots)
             self._slot_starts.write(asked.slot_starts)
             self._question_numbers.write(asked.numbers)

@@ -67,17 +67,28 @@ class SaltedCache(PagedAttentionCache):  # type: ignore[misc]
         return matched
 
     def mark_complete_blocks(self, state: RequestState, complete_blocks: dict[str, int]) -> None:
-        """Lets pages that are complete be found by requests that are steered alike."""
+        """Lets pages that are complete be found by requests that are steered alike.
+
+        Those of a steered prompt wait for its first token. A row that is steered out of the numbers spoils the rows
+        before it that are computed in the same forward: their attention gives it no weight, but nothing times what is
+        no number is no number. Then there is no token, and the pages are never shared.
+        """
         run = state.run if isinstance(state, State) else None
-        if (
-            run is None
-            or run.request.plan is None
-            or not complete_blocks
-            or state.status == RequestStatus.FINISHED
-        ):
+        if run is None or run.request.plan is None:
             super().mark_complete_blocks(state, complete_blocks)
             return
-        tokens = state.initial_tokens + state.generated_tokens
-        ids = salted_ids(tokens, run.request.plan, PAGE_TOKENS, run.marks)
+        if state.status == RequestStatus.FINISHED:
+            return
         for name, count in complete_blocks.items():
-            self.cache_allocators[name].mark_complete_blocks(state.request_id, ids, count)
+            state.unmarked[name] = state.unmarked.get(name, 0) + count
+        if not state.unmarked or not state.generated_tokens:
+            return
+        ids = salted_ids(
+            state.initial_tokens + state.generated_tokens, run.request.plan, PAGE_TOKENS, run.marks
+        )
+        for name, count in state.unmarked.items():
+            # The newest token has no row yet; a copy of this request may have had some of these pages marked.
+            self.cache_allocators[name].mark_complete_blocks(
+                state.request_id, ids[: state.position_offset], count
+            )
+        state.unmarked.clear()

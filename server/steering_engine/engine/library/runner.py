@@ -110,17 +110,20 @@ class Runner(ModelRunner):  # type: ignore[misc]
 
     def _loaded(self, plan: BatchPlan | None) -> ForwardPlan | ResidentPlan | None:
         """The plan on the device; a captured graph looks at its buffers even if there is nothing in them."""
-        if plan is not None and self.resident is not None:
+        if plan is None:  # what was there before still is
+            return self.resident or self.uploaded
+        if self.resident is not None and self.resident.holds(plan):
             self.resident.load(plan)
-        elif plan is not None:
-            anything = plan.entries or plan.questions
-            self.uploaded = upload(plan, self.cache.device) if anything else None
-        return self.resident or self.uploaded
+            return self.resident
+        anything = plan.entries or plan.questions
+        self.uploaded = upload(plan, self.cache.device) if anything else None
+        return self.uploaded
 
     def _get_forward_fn(self, use_block_table: bool) -> tuple[Any, bool]:
         # Prefill is bound by arithmetic, gains nothing from a graph, and would need one for every size.
         forward, graph = super()._get_forward_fn(use_block_table)
-        return forward, graph and self.inputs_and_outputs.num_q_tokens <= self.graph_rows
+        small = self.inputs_and_outputs.num_q_tokens <= self.graph_rows
+        return forward, graph and small and self.hooks.plan is self.resident
 
     @contextmanager
     def _stable(self, model: Any) -> Iterator[None]:

@@ -18,6 +18,13 @@ class _Family(dict[str, Run]):
         return self
 
 
+class _Unmarked(dict[str, int]):
+    """Complete pages that can't be found yet, by kind of attention; a copy of a request has none."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Unmarked:
+        return _Unmarked()
+
+
 class State(RequestState):  # type: ignore[misc]  # the library has no types
     """The library's state of a request, tied to our `Run`.
 
@@ -27,6 +34,7 @@ class State(RequestState):  # type: ignore[misc]  # the library has no types
 
     family: _Family
     eos_ids: frozenset[int]
+    unmarked: _Unmarked
 
     @classmethod
     def of(cls, family: Sequence[Run], eos_ids: frozenset[int]) -> State:
@@ -40,6 +48,7 @@ class State(RequestState):  # type: ignore[misc]  # the library has no types
             num_children=family[0].copies,
         )
         state.family = _Family((run.key, run) for run in family)
+        state.unmarked = _Unmarked()
         state.eos_ids = eos_ids if request.sampling.stop_at_eos else frozenset()
         return state
 
@@ -67,6 +76,7 @@ class State(RequestState):  # type: ignore[misc]  # the library has no types
         state = super().create_equivalent_initial_request()
         state.__class__ = State
         state.family, state.eos_ids = self.family, self.eos_ids
+        state.unmarked = _Unmarked()
         return state  # type: ignore[no-any-return]
 
 
