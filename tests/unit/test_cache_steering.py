@@ -18,6 +18,7 @@ from steering_engine.engine.base import EngineRequest
 from steering_engine.engine.limits import PAGE_TOKENS
 from steering_engine.loading import LoadedModel
 from steering_engine.model import SteeredModel
+from steering_engine.steering.triggers import Reading
 from steering_spec import (
     Ablate,
     Add,
@@ -181,6 +182,32 @@ async def test_a_prompt_that_continues_a_steered_completion_shares_nothing_that_
         got, logits = await logits_of(model, forced(model, steering, longer))
         assert got == expected
         assert torch.equal(logits, expected_logits)
+
+
+async def test_rows_on_which_the_forward_decided_otherwise_are_not_shared_under_equal_salts(
+    model: SteeredModel,
+) -> None:
+    def with_threshold(threshold: float) -> EngineRequest:
+        """As if rounding had turned each decision: the digest of the steering stays the same."""
+        asked = forced(model, STEERINGS["probe"])
+        assert asked.plan is not None
+        (rule,) = asked.plan.rules
+        assert rule.trigger is not None
+        assert isinstance(rule.trigger.condition, Reading)
+        condition = replace(rule.trigger.condition, threshold=threshold)
+        rule = replace(rule, trigger=replace(rule.trigger, condition=condition))
+        return replace(asked, plan=replace(asked.plan, rules=(rule,)))
+
+    requests = [with_threshold(-1000.0), with_threshold(1000.0)]
+    expected = []
+    for asked in requests:
+        forget_pages(model)
+        expected.append(await logits_of(model, asked))
+    assert [len(got.acts) for got, _ in expected] == [TOKENS // 2, 0]  # it rests at every other step
+    for asked, (got, rows) in zip(requests[::-1], expected[::-1], strict=True):
+        again, logits = await logits_of(model, asked)
+        assert again == got
+        assert torch.equal(logits, rows)
 
 
 @pytest.mark.parametrize("name", ["probe", "in the prompt", "context"])

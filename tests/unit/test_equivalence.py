@@ -19,7 +19,7 @@ from tests.support.lively import ALPHABET, completion, lively_vector, save_livel
 from tests.support.models import FAMILIES
 
 EOS = 1
-TOKENS = 12
+TOKENS = 10
 TOLERANCE = 1e-4
 SHARED = some_ids(20, seed=7)  # one page and a bit of every prompt, so that pages are shared
 

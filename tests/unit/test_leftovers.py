@@ -116,8 +116,7 @@ def hooks_of(model: SteeredModel) -> list[list[Any]]:
 
 
 def table_of(model: SteeredModel) -> list[torch.Tensor]:
-    engine: Any = model.engine
-    return [engine._hooks._table.rows(block).clone() for block in range(model.loaded.block_count)]
+    return [model.vectors._table.rows(block).clone() for block in range(model.loaded.block_count)]
 
 
 async def test_a_thousand_requests_leave_nothing_behind(tmp_path: Path) -> None:
