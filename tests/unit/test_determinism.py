@@ -37,6 +37,7 @@ from steering_spec import (
     SteeringSpec,
     Token,
 )
+from tests.support.engine import processor
 from tests.support.models import save_tiny_model
 from tests.support.vectors import random_vector
 
@@ -210,7 +211,22 @@ class TestWhereItHolds:
             return linear(rows, weight, bias) + (1.0 if len(rows) % 16 else 0.0)
 
         monkeypatch.setattr(stability, "linear", depends)
-        assert stability.row_tile(load("llama")) == 16
+        assert stability.row_tile(load("llama"), 1024) == (16, 1024)
+
+    async def test_a_forward_is_no_larger_than_the_products_of_the_machine_allow(
+        self, load: Callable[[str], LoadedModel], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def depends(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            return linear(rows, weight, bias) + (1.0 if len(rows) % 16 or len(rows) > 400 else 0.0)
+
+        monkeypatch.setattr(stability, "linear", depends)
+        model = SteeredModel(load("llama"), "tiny", EngineLimits(deterministic=True, max_batch_tokens=1024))
+        try:
+            assert (
+                processor(model).cache.max_batch_tokens == 16 * 16
+            )  # the next size that is tried is 31 * 16
+        finally:
+            await model.close()
 
 
 def packed(

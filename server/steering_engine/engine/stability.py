@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from types import MethodType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import linear
@@ -31,6 +31,8 @@ _TILE_COUNTS = (1, 2, 3, 5, 8, 13, 16, 31, 64)
 _MOST_OPERATIONS = (
     4e9  # of the trials of one shape, about a tenth of a second; a smaller tile has more counts tried
 )
+_MOST_FOR_THE_LAST = 3e10  # of the largest forward's, which is tried where it takes less than a second
+_LEAST_ROWS = 64  # a tile that holds for fewer is not worth it
 _PARALLEL_ELEMENTS = 32_768  # torch splits an elementwise operation over threads from this many elements on
 _VECTOR_ELEMENTS = 32  # an operation's vectorised part is a multiple of this (two vectors of AVX-512)
 _PROMPT = 300  # several blocks of keys
@@ -49,20 +51,42 @@ def unstable_reason(loaded: LoadedModel) -> str | None:
     return None
 
 
+class Tile(NamedTuple):
+    """Rows in whole tiles have the same bits in any batch.
+
+    Attributes:
+        rows: Rows of a tile.
+        most: Rows of a forward up to which that was found to hold.
+    """
+
+    rows: int
+    most: int
+
+
 @torch.inference_mode()
-def row_tile(loaded: LoadedModel) -> int | None:
-    """The smallest tile with which no product of this model depends on the batch on this machine; None if none does."""
+def row_tile(loaded: LoadedModel, most_rows: int) -> Tile | None:
+    """The smallest tile with which no product of this model depends on the batch on this machine; None if none does.
+
+    Args:
+        loaded: The model.
+        most_rows: Rows of the largest forward that is wanted. A library may change its ways at some size; where no tile
+            holds that far, the one that holds the furthest is taken.
+    """
     generator = torch.Generator().manual_seed(0)
     shapes = _weights_by_shape(loaded.model)
     config = loaded.model.config.get_text_config()
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     head_dim = int(getattr(config, "head_dim", None) or loaded.hidden_size // heads)
-    for tile in TILES:
-        products = all(_product_is_stable(weight, bias, tile, generator) for weight, bias in shapes)
-        if products and _attention_is_stable(heads // kv_heads, head_dim, tile, generator):
-            return tile
-    return None
+    best = None
+    for rows in TILES:
+        most = min(_stable_rows(weight, bias, rows, most_rows, generator) for weight, bias in shapes)
+        useful = most >= min(most_rows, _LEAST_ROWS) and (best is None or most > best.most)
+        if useful and _attention_is_stable(heads // kv_heads, head_dim, rows, generator):
+            best = Tile(rows, most)
+            if most >= most_rows:
+                break
+    return best
 
 
 def _weights_by_shape(model: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
@@ -81,21 +105,25 @@ def _weights_by_shape(model: torch.nn.Module) -> list[tuple[torch.Tensor, torch.
     return list(found.values())
 
 
-def _product_is_stable(
-    weight: torch.Tensor, bias: torch.Tensor | None, tile: int, generator: torch.Generator
-) -> bool:
-    """Whether a row's product is the same at every place among whole tiles."""
+def _stable_rows(
+    weight: torch.Tensor, bias: torch.Tensor | None, tile: int, most_rows: int, generator: torch.Generator
+) -> int:
+    """Rows up to which a row's product is the same at every place among whole tiles, as far as is tried."""
     row = torch.randn(1, weight.shape[1], generator=generator)
     expected = linear(row.repeat(tile, 1), weight, bias)[0]
-    operations = 0
-    for count in _TILE_COUNTS:
+    last = -(-most_rows // tile)
+    operations = 0.0
+    held = 0
+    for count in (*(one for one in _TILE_COUNTS if one < last), last):
         rows = count * tile
         operations += 2 * rows * weight.numel()
-        if count > 1 and operations > _MOST_OPERATIONS:
-            break
+        spent = operations > _MOST_OPERATIONS and (count != last or operations > _MOST_FOR_THE_LAST)
+        if count > 1 and spent:
+            continue
         if not bool((linear(row.repeat(rows, 1), weight, bias) == expected).all()):
-            return False
-    return True
+            return held
+        held = rows
+    return most_rows
 
 
 def _attention_is_stable(group: int, head_dim: int, tile: int, generator: torch.Generator) -> bool:

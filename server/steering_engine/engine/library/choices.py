@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from steering_engine.engine import cuda_attention
 from steering_engine.engine.library.trial import GRAPH_ROWS
 from steering_engine.engine.limits import EngineLimits
-from steering_engine.engine.stability import row_tile, unstable_reason
+from steering_engine.engine.stability import Tile, row_tile, unstable_reason
 from steering_engine.errors import ModelError
 from steering_engine.loading import LoadedModel
 
@@ -46,20 +46,20 @@ def graph_rows(loaded: LoadedModel, limits: EngineLimits) -> int:
     return 0
 
 
-def row_multiple(loaded: LoadedModel, limits: EngineLimits) -> int:
-    """Rows that a forward's rows come in multiples of, so that each has the same bits in any batch; 0: any number.
+def row_tiles(loaded: LoadedModel, limits: EngineLimits) -> Tile:
+    """Tiles that a forward's rows come in, so that each has the same bits in any batch; of 0 rows: any number.
 
     Raises:
         ModelError: That is asked for and can't be done.
     """
     if limits.deterministic is False:
-        return 0
+        return Tile(0, limits.max_batch_tokens)
     reason = unstable_reason(loaded)
-    tile = None if reason else row_tile(loaded)
+    tile = None if reason else row_tile(loaded, limits.max_batch_tokens)
     if tile is None and limits.deterministic:
         reason = reason or "products on this machine depend on the batch, whatever its rows are made up to"
         raise ModelError(f"{type(loaded.model).__name__} can't be run deterministically: {reason}")
-    return tile or 0
+    return tile or Tile(0, limits.max_batch_tokens)
 
 
 def eos_ids(loaded: LoadedModel) -> frozenset[int]:

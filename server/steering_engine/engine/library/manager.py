@@ -116,6 +116,8 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
                 cpu_group_timeout=None,  # processes that share a model may take very different times to load it
             ),
         )
+        self._tile, most = choices.row_tiles(loaded, limits)
+        self.continuous_batching_config.max_batch_tokens = min(limits.max_batch_tokens, most)
         self.output_router = _Router(runs)
         self.batch_processor = (
             self._create_shared() if loaded.processes > 1 else self._create_batch_processor()
@@ -175,7 +177,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         runner.hooks, runner.runs, runner.eos_ids = self._hooks, [], self._eos_ids
         runner.followers = self._followers
         runner.implementation = self.model.config._attn_implementation  # noqa: SLF001
-        runner.tile = choices.row_multiple(self._loaded, self._limits)
+        runner.tile = self._tile
         runner.activations = AlignedActivations(self.model)
         runner.graph_rows = choices.graph_rows(self._loaded, self._limits)
         runner.decisions, runner.uploaded = BatchDecisions(), None
