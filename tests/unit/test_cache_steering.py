@@ -210,7 +210,7 @@ async def test_rows_on_which_the_forward_decided_otherwise_are_not_shared_under_
         assert torch.equal(logits, rows)
 
 
-@pytest.mark.parametrize("name", ["probe", "in the prompt", "context"])
+@pytest.mark.parametrize("name", ["probe", "in the prompt"])
 async def test_a_seeded_request_draws_the_same_with_a_warm_cache(name: str, model: SteeredModel) -> None:
     asked = request(model, "it", PROMPT, STEERINGS[name], tokens=40, temperature=1.0, seed=11)
     forget_pages(model)

@@ -76,16 +76,14 @@ async def test_batches_of_8_equal_nnsight_on_each_request_alone(family: str, tmp
     assert acted == {None, *TriggerKind}
 
 
-# Full attention, sliding windows, experts, attention that the library computes, and no rotary embeddings.
+# Full attention, sliding windows, experts, and no rotary embeddings.
 @pytest.mark.parametrize(
     ("family", "deterministic"),
     [
         ("qwen3", True),
-        ("qwen3", False),
         ("gemma3", True),
         ("qwen3_moe", False),
-        ("gemma2", False),
-        ("gpt2", True),
+        ("gpt2", False),
     ],
 )
 async def test_a_batch_of_64_equals_nnsight_on_each_request_alone(
