@@ -85,3 +85,12 @@ def test_a_slow_reader_loses_its_stream_and_nobody_waits_for_it(
                 list(slow)
         lost = failure(caught.value)
     assert (lost.code, lost.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER")
+
+
+def test_a_step_of_many_completions_is_no_step_that_a_reader_fell_behind(model_folder: Path) -> None:
+    sampling = generation_pb2.SamplingParams(temperature=0, max_token_count=4, completion_count=64)
+    spec = generation_pb2.GenerationSpec(text="hi", sampling=sampling)
+    with LiveServer(model_folder, stream_buffer=8) as server, server.channel() as channel:
+        messages = list(Stub(channel).StreamGenerate(generation_pb2.StreamGenerateRequest(spec=spec)))
+    results = [message.result for message in messages if message.WhichOneof("event") == "result"]
+    assert sorted(result.completion_index for result in results) == list(range(64))

@@ -35,7 +35,7 @@ _POLICIES_BACK = {
     steering_pb2.CONFLICT_POLICY_UNSPECIFIED: ConflictPolicy.SEQUENTIAL,
     **{number: policy for policy, number in _POLICIES.items()},
 }
-# Admission finds nothing wrong with these, neither by themselves nor in what they do to the clauses beside them.
+# Admission finds nothing wrong with these, and of the clauses beside them hardly any excludes or is excluded by them.
 _UNREADABLE = {
     "include": Clause(Phase.GENERATION),
     "exclude": Clause(Phase.GENERATION, TokenSet((0,))),
