@@ -10,15 +10,19 @@ from hypothesis import strategies as st
 
 from steering.v1 import generation_pb2, steering_pb2
 from steering_spec import (
+    Ablate,
     Add,
     Clamp,
+    Clause,
     ConflictPolicy,
     ContextTrigger,
     GenerationSpec,
     InvalidRequestError,
+    Phase,
     ProbeTrigger,
     PromptText,
     SamplingParams,
+    Selector,
     SimilarityTrigger,
     SteeringRule,
     SteeringSpec,
@@ -63,7 +67,7 @@ def test_what_the_client_finds_in_a_request_the_server_finds_too(spec: Generatio
         SamplingParams,
         temperature=st.floats(0, 100),
         top_p=st.floats(0, 1, exclude_min=True),
-        repetition_penalty=st.floats(0, 100, exclude_min=True),
+        repetition_penalty=st.floats(0.01, 100),
         logit_bias=st.floats(-1000, 1000).map(lambda bias: ((3, bias),)),
     )
 )
@@ -174,3 +178,23 @@ def test_what_stands_for_a_fault_is_found_nothing_wrong_with() -> None:
 
 def test_no_policy_means_one_after_the_other() -> None:
     assert steering_from_proto(steering_pb2.SteeringSpec()).conflict_policy is ConflictPolicy.SEQUENTIAL
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        GenerationSpec(PromptText("x"), SamplingParams(stop="END")),  # type: ignore[arg-type]
+        GenerationSpec(PromptText("x"), steering=SteeringSpec((SteeringRule("v", operation=Ablate),))),  # type: ignore[arg-type]
+        GenerationSpec(
+            PromptText("x"),
+            steering=SteeringSpec(
+                (SteeringRule("v", selector=Selector((Clause(Phase.GENERATION, [0, 3]),))),)
+            ),  # type: ignore[arg-type]
+        ),
+        GenerationSpec(PromptText("x"), steering=SteeringSpec((SteeringRule("v", trigger="probe"),))),  # type: ignore[arg-type]
+    ],
+    ids=["a text for stop", "a class for an operation", "a list for a predicate", "a text for a trigger"],
+)
+def test_what_is_of_another_type_is_never_sent_as_something_else(spec: GenerationSpec) -> None:
+    with pytest.raises(TypeError, match="is a"):
+        generation_spec_to_proto(spec)

@@ -34,10 +34,18 @@ def prompt_of(prompt: Prompt) -> PromptText | PromptIds | Chat:
 
 
 def steering_of(steering: Steering | None) -> SteeringSpec | None:
-    """A steering spec from itself, from one rule, or from several."""
+    """A steering spec from itself, from one rule, or from several.
+
+    Raises:
+        TypeError: It is none of these.
+    """
     if steering is None or isinstance(steering, SteeringSpec):
         return steering
-    return SteeringSpec((steering,) if isinstance(steering, SteeringRule) else tuple(steering))
+    rules = (steering,) if isinstance(steering, SteeringRule) else tuple(steering)
+    for rule in rules:
+        if not isinstance(rule, SteeringRule):
+            raise TypeError(f"steering is a SteeringSpec, a SteeringRule or several; got {rule!r:.80}")
+    return SteeringSpec(rules)
 
 
 def _chat_message(message: Message) -> ChatMessage:

@@ -113,6 +113,8 @@ def generation_spec_to_proto(spec: GenerationSpec) -> generation_pb2.GenerationS
 
 
 def _sampling_to_proto(sampling: SamplingParams) -> generation_pb2.SamplingParams:
+    if isinstance(sampling.stop, str):  # a sequence too, of its characters
+        raise TypeError(f"stop is a sequence of texts; got {sampling.stop!r:.80}")
     return generation_pb2.SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
