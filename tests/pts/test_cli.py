@@ -434,8 +434,10 @@ def interruption(ending_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     arguments = discover_arguments(folder / "run", ending_folder, data, "--oracle", SLOW_ORACLE)
     with pts_process(*arguments) as process:
         wait_for_rollouts(folder / "run", process)
+        os.killpg(process.pid, signal.SIGSTOP)  # else it could be done before the second one has even started
         second = run_pts(*arguments)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(process.pid, signal.SIGCONT)
         out, err = process.communicate(timeout=60)
         first = Ended(process.returncode, out, err)
     return Interruption(RunFolder(folder / "run"), arguments, process.pid, first, second)

@@ -11,6 +11,8 @@ from steering_engine.engine.stability import Tile, row_tile, unstable_reason
 from steering_engine.errors import ModelError
 from steering_engine.loading import LoadedModel
 
+_LEAST_TRIED = 1024  # rows of a forward
+
 
 def offload_gib(loaded: LoadedModel, limits: EngineLimits) -> float:
     """Memory of the host for cached rows.
@@ -55,7 +57,8 @@ def row_tiles(loaded: LoadedModel, limits: EngineLimits) -> Tile:
     if limits.deterministic is False:
         return Tile(0, limits.max_batch_tokens)
     reason = unstable_reason(loaded)
-    tile = None if reason else row_tile(loaded, limits.max_batch_tokens)
+    # Tried as far for smaller forwards, so that engines with other limits come to the same tile and the same bits.
+    tile = None if reason else row_tile(loaded, max(limits.max_batch_tokens, _LEAST_TRIED))
     if tile is None and limits.deterministic:
         reason = reason or "products on this machine depend on the batch, whatever its rows are made up to"
         raise ModelError(f"{type(loaded.model).__name__} can't be run deterministically: {reason}")
