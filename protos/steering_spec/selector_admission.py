@@ -79,12 +79,12 @@ def _position_violations(
     path: str, positions: Positions, in_prompt: bool, prompt_length: int | None, max_context: int | None
 ) -> Iterator[Violation]:
     if not positions.positions:
-        yield Violation(f"{path}.positions", "selects nothing; name at least one position")
+        yield Violation(f"{path}.positions.positions", "selects nothing; name at least one position")
     if len(positions.positions) > limits.MAX_POSITIONS:
-        yield Violation(f"{path}.positions", f"more than {limits.MAX_POSITIONS} positions")
+        yield Violation(f"{path}.positions.positions", f"more than {limits.MAX_POSITIONS} positions")
         return
     for index, position in enumerate(positions.positions):
-        where = f"{path}.positions[{index}]"
+        where = f"{path}.positions.positions[{index}]"
         if abs(position) > limits.INT32_MAX:
             yield Violation(where, f"{position} does not fit into 32 bits")
         elif not in_prompt and position < 0:

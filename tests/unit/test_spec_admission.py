@@ -149,7 +149,7 @@ def test_all_faults_come_back_at_once() -> None:
         "sampling.logit_bias[7]",
         "steering.rules[0].vector",
         "steering.rules[1].strength",
-        "steering.rules[1].selector.include[0].positions[1]",
+        "steering.rules[1].selector.include[0].positions.positions[1]",
         "steering.rules[2].operation.clamp",
         "steering.rules[2].trigger.probe.layer",
         "steering.rules[2].trigger.probe.hold_step_count",

@@ -103,20 +103,22 @@ class SteeringState:
             return
         row = self.plan.prompt_length - 1 + step
         token = self._history[row]
-        candidates = []
+        candidates: list[Candidate] = []
+        asks = False
         # The row of the first step is one of the prompt too, so what acts there says nothing of the next.
         same_until = math.inf if step else 1
         for watched in self._rules:
-            rule = watched.rule
             verdict = watched.decide(step, token, self._history)
             same_until = min(same_until, watched.same_until(step))
+            rule = watched.rule
+            asks = asks or verdict.acts is None
             if step == 0 and rule.selector.selects_prompt_row(row, token):
                 candidates.append(Candidate(_prompt_act(rule), acts=True, asks=verdict.acts is None))
             elif verdict.acts is not False:
                 act = RowAct(rule, rule.layers, watched.kind, verdict.score)
                 candidates.append(Candidate(act, verdict.acts, asks=verdict.acts is None))
         self._same_until = same_until
-        if any(candidate.asks for candidate in candidates):
+        if asks:
             self._open = tuple(candidates)
         else:
             self._close(candidates)
@@ -133,7 +135,7 @@ class SteeringState:
 
     def _settled(self, candidates: Sequence[Candidate]) -> tuple[RowAct, ...]:
         acting = [candidate.act for candidate in candidates if candidate.acts]
-        if not self.plan.exclusive:
+        if not acting or not self.plan.exclusive:
             return tuple(acting)
         taken: set[int] = set()
         settled = []
