@@ -46,6 +46,7 @@ class SteeredModel:
     Attributes:
         loaded: The model and its tokenizer.
         info: Its description.
+        limits: Its bounds.
         vectors: The vectors that requests may name.
         engine: The engine, for callers that have ids and plans already (rollouts).
     """
@@ -54,6 +55,7 @@ class SteeredModel:
         self, loaded: LoadedModel, name: str, limits: EngineLimits, followers: Followers | None = None
     ) -> None:
         self.loaded = loaded
+        self.limits = limits
         rows = limits.vector_rows(loaded.block_count, loaded.hidden_size)
         table = DirectionTable(loaded.block_count, loaded.hidden_size, loaded.device, rows)
         self.vectors = VectorRegistry(loaded, table)
@@ -212,6 +214,10 @@ class SteeredModel:
     def stats(self) -> EngineStats:
         """The load now and the counts since start."""
         return self.engine.stats()
+
+    def failure(self) -> str | None:
+        """Why nothing more can be generated; None while the engine runs."""
+        return self.engine.failure()
 
     async def close(self) -> None:
         """Stops the engine; running requests end with EngineStoppedError."""

@@ -17,6 +17,7 @@ from steering.v1 import (
 )
 from steering_engine.errors import EngineError, ModelError
 from steering_server import errors as server_errors
+from steering_server.config import ConfigError
 from steering_server.rpc import status as table
 from steering_spec import InvalidRequestError, Violation, limits
 from tests.support.models import save_tiny_model
@@ -168,7 +169,7 @@ def test_an_engine_that_stopped_is_unavailable(model_folder: Path) -> None:
 def test_a_stopping_server_is_unavailable_for_new_calls_and_finishes_the_running_ones(
     model_folder: Path,
 ) -> None:
-    with LiveServer(model_folder, grace_seconds=60) as server, server.channel() as channel:
+    with LiveServer(model_folder, grace=60) as server, server.channel() as channel:
         stub = Stub(channel)
         sampling = generation_pb2.SamplingParams(temperature=0, max_token_count=1000)
         request = generation_pb2.StreamGenerateRequest(
@@ -228,7 +229,7 @@ def test_a_status_is_at_most_four_kibibytes_and_says_how_much_it_left_out(stub: 
 
 
 def test_every_error_that_a_call_can_meet_has_a_row_of_its_own() -> None:
-    at_start_only = {ModelError, server_errors.StartError}
+    at_start_only = {ModelError, server_errors.StartError, ConfigError}
     for base in (EngineError, server_errors.ServerError):
         for kind in _subclasses(base) - at_start_only:
             assert kind in table.STATUS, kind
@@ -246,12 +247,15 @@ def test_reasons_are_unique_and_stable() -> None:
         "INTERNAL",
         "INVALID_REQUEST",
         "INVALID_VECTOR_FILE",
+        "MISSING_SCOPE",
         "NOT_APPLICABLE",
         "NOT_FINITE",
         "NOT_FOUND",
+        "NO_TOKEN",
         "QUEUE_FULL",
         "RESPONSE_TOO_LARGE",
         "SLOW_READER",
+        "UNKNOWN_TOKEN",
         "VECTOR_EXISTS",
         "VECTOR_FOR_ANOTHER_MODEL",
         "VECTOR_TABLE_FULL",

@@ -21,7 +21,7 @@ import grpc
 from steering_engine.engine.base import EngineStats
 from steering_engine.model import SteeredModel
 from steering_server.config import ServerConfig
-from steering_server.process import load_model
+from steering_server.process import load_model, load_vectors
 from steering_server.serving import SteeringServer
 
 
@@ -73,6 +73,7 @@ class LiveServer:
             self._loop = asyncio.get_running_loop()
             self._stop = asyncio.Event()
             self.model = load_model(self.config)
+            load_vectors(self.config, self.model)
             self._server = SteeringServer(self.model, self.config)
             self.address = await self._server.start()
         except Exception as error:  # noqa: BLE001 -- raised again where the server was asked for

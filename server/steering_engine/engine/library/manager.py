@@ -33,7 +33,7 @@ from steering_engine.engine.messages import CopyPages, Message, PlainForward
 from steering_engine.engine.run import Run
 from steering_engine.engine.stability import AlignedActivations
 from steering_engine.engine.tensor_parallel import Followers
-from steering_engine.errors import EngineStoppedError
+from steering_engine.errors import EngineStoppedError, one_line
 from steering_engine.loading import LoadedModel
 from steering_engine.sharding import splits_key_heads
 from steering_engine.steering.batch import BatchDecisions
@@ -297,6 +297,12 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             waiting_requests=len(scheduler.waiting_requests) + self.input_queue.qsize(),
             free_cache_tokens=round((cache.compute_free_capacity() * cache.num_blocks + kept) * PAGE_TOKENS),
         )
+
+    def failure(self) -> str | None:
+        """Why the thread takes nothing more; None while it does."""
+        if (error := self.background_thread_status.fatal_error) is not None:
+            return one_line(error)
+        return None if self.is_running() else "the engine was closed"
 
     def end(self) -> None:
         """Stops the thread at once; every run that is not done fails with EngineStoppedError."""
