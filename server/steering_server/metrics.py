@@ -80,8 +80,9 @@ class Metrics:
             further = usage.total_seconds - usage.first_token_seconds
             self._token_seconds.observe(further / (usage.generated_tokens - 1))
         if completion.applied_steering is not None and usage.steered_rows:
-            for vector in sorted({rule.vector for rule in completion.applied_steering.rules}):
-                self._steered_rows.labels(self._label(vector)).inc(usage.steered_rows)
+            vectors = sorted({VectorRef.parse(rule.vector).id for rule in completion.applied_steering.rules})
+            for label in {self._label(vector) for vector in vectors}:
+                self._steered_rows.labels(label).inc(usage.steered_rows)
 
     def read(self, readings: Readings) -> None:
         """Tells these readings too, as they are at every scrape."""
@@ -96,11 +97,10 @@ class Metrics:
         return MetricsServer(self.registry, host, port)
 
     def _label(self, vector: str) -> str:
-        name = VectorRef.parse(vector).id
-        if name not in self._vectors and len(self._vectors) >= MAX_VECTORS:
+        if vector not in self._vectors and len(self._vectors) >= MAX_VECTORS:
             return OTHER_VECTORS
-        self._vectors.add(name)
-        return name
+        self._vectors.add(vector)
+        return vector
 
 
 class MetricsServer:

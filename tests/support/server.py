@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,15 @@ class LiveServer:
     def close_engine(self) -> None:
         """Stops the engine under the running server."""
         asyncio.run_coroutine_threadsafe(self.model.close(), self._loop).result(60)
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics that the server tells, by name and labels as they are written."""
+        url = self._server.metrics_url
+        assert url is not None
+        with urllib.request.urlopen(url) as answer:  # noqa: S310 -- the server's own
+            lines = answer.read().decode().splitlines()
+        told = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in told}
 
     def stats(self) -> EngineStats:
         return self.model.stats()

@@ -10,12 +10,13 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
 
 from steering_server.errors import DrainingError, ServerError
 from steering_server.logs import NOTES, REQUEST_ID, note
@@ -112,33 +113,41 @@ class Guard(grpc.aio.ServerInterceptor):
         REQUEST_ID.set(uuid.uuid4().hex)
         NOTES.set({})
         code, reason = grpc.StatusCode.CANCELLED, ""
+        status: status_pb2.Status | None = None
+        with self._counted():
+            try:
+                # Before anything is read: who has no token shall cost nothing.
+                if caller := self._access.caller(method, context.invocation_metadata() or ()):
+                    note(caller=caller)
+                if self._draining:
+                    raise DrainingError  # noqa: TRY301 -- answered below like every other error
+                most = MAX_MESSAGE_BYTES if method.endswith("LoadVector") else MAX_REQUEST_BYTES
+                request = _decoded(data, decode, most)
+                _adopt_request_id(request)
+                yield request
+                code = grpc.StatusCode.OK
+            except Exception as error:  # noqa: BLE001 -- the edge: whatever it is, the caller gets a status
+                code, reason = code_and_reason(error)
+                status = status_of(error, REQUEST_ID.get())
+                if code is grpc.StatusCode.INTERNAL:
+                    _log.exception("%s failed", method)
+            finally:
+                if code is grpc.StatusCode.CANCELLED and _is_late(context):
+                    code = grpc.StatusCode.DEADLINE_EXCEEDED
+                self._record(method, code, reason, time.perf_counter() - began)
+            if status is not None:
+                await abort(context, status)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         self._running += 1
         self._idle.clear()
         try:
-            # Before anything is read: who has no token shall cost nothing.
-            if caller := self._access.caller(method, context.invocation_metadata() or ()):
-                note(caller=caller)
-            if self._draining:
-                raise DrainingError  # noqa: TRY301 -- answered below like every other error
-            most = MAX_MESSAGE_BYTES if method.endswith("LoadVector") else MAX_REQUEST_BYTES
-            request = _decoded(data, decode, most)
-            _adopt_request_id(request)
-            yield request
-            code = grpc.StatusCode.OK
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- the edge: whatever it is, the caller gets a status
-            code, reason = code_and_reason(error)
-            if code is grpc.StatusCode.INTERNAL:
-                _log.exception("%s failed", method)
-            await abort(context, status_of(error, REQUEST_ID.get()))
+            yield
         finally:
             self._running -= 1
             if not self._running:
                 self._idle.set()
-            if code is grpc.StatusCode.CANCELLED and _is_late(context):
-                code = grpc.StatusCode.DEADLINE_EXCEEDED
-            self._record(method, code, reason, time.perf_counter() - began)
 
     def _record(self, method: str, code: grpc.StatusCode, reason: str, seconds: float) -> None:
         self._metrics.call(method, code.name, seconds)
