@@ -169,7 +169,10 @@ class SteeringServer:
         """Notices what changes under a running server: its certificates, its tokens, and the end of its engine."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            await asyncio.to_thread(self._credentials.look)
+            try:
+                await asyncio.to_thread(self._credentials.look)
+            except Exception:  # noqa: BLE001 -- whatever it is, the server serves on, and looks again
+                _log.exception("certificates and tokens could not be looked at")
             failure = self._model.failure()
             if failure is not None and self._healthy:
                 _log.critical("the engine is lost, nothing more will be generated: %s", failure)

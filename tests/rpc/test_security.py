@@ -247,13 +247,16 @@ def mutual(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 class TestMutualTls:
     def test_a_client_with_a_certificate_of_the_authority_is_let_in(
-        self, mutual: LiveServer, tmp_path: Path
+        self, mutual: LiveServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
+        caplog.set_level(logging.INFO)
         cert, key = AUTHORITY.sign("client").write(tmp_path)
         ca = tmp_path / "ca.pem"
         ca.write_bytes(AUTHORITY.ca)
         with Client(mutual.address, tls=Tls(ca=ca, cert=cert, key=key)) as client:
             assert client.generate("hi", sampling=ONE).tokens
+        [record] = [record for record in caplog.records if "Generate OK" in record.getMessage()]
+        assert vars(record)["notes"]["caller"] == "client"
 
     @pytest.mark.parametrize(
         "pair",

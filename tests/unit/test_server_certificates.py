@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from steering_server.errors import StartError
 from steering_server.security.certificates import Certificates, read_certificates
@@ -16,6 +19,7 @@ from steering_server.security.watched import Watched
 from tests.support.certificates import DAY, Authority, write_secret
 
 AUTHORITY = Authority()
+PAIR = AUTHORITY.sign()
 
 
 def refusal(cert: Path, key: Path, client_ca: Path | None = None) -> str:
@@ -52,6 +56,19 @@ def test_everything_wrong_is_told_at_once_and_no_content(tmp_path: Path) -> None
     assert f"{str(key)!r} does not hold what is expected, a private key in PEM" in told
     assert "none.pem' can't be read" in told
     assert "secret words" not in told
+
+
+@given(st.sampled_from(["cert", "key"]), st.integers(0, 2000), st.integers(1, 255))
+def test_a_damaged_file_is_refused_or_still_whole(
+    tmp_path_factory: pytest.TempPathFactory, which: str, place: int, change: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    pair = {"cert": bytearray(PAIR.cert), "key": bytearray(PAIR.key)}
+    pair[which][place % len(pair[which])] ^= change
+    cert, key = folder / "damaged.pem", write_secret(folder / "damaged-key.pem", bytes(pair["key"]))
+    cert.write_bytes(pair["cert"])
+    with suppress(StartError):
+        assert read_certificates(cert, key, None).chain == pair["cert"]
 
 
 def test_an_encrypted_key_and_one_that_others_may_read_are_refused(tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ class Guard(grpc.aio.ServerInterceptor):
         with self._counted():
             try:
                 # Before anything is read: who has no token shall cost nothing.
-                if caller := self._access.caller(method, context.invocation_metadata() or ()):
+                caller = self._access.caller(method, context.invocation_metadata() or ())
+                if caller := caller or _certificate_name(context):
                     note(caller=caller)
                 if self._draining:
                     raise DrainingError  # noqa: TRY301 -- answered below like every other error
@@ -155,6 +156,12 @@ class Guard(grpc.aio.ServerInterceptor):
         facts = {"method": method, "code": code.name, "reason": reason, "seconds": round(seconds, 6)}
         notes = {name: fact for name, fact in {**facts, **(NOTES.get() or {})}.items() if fact != ""}
         _log.info("%s %s %.3f s", method, outcome, seconds, extra={"notes": notes})
+
+
+def _certificate_name(context: Context) -> str:
+    """The name in the client's certificate; empty where it has shown none."""
+    names = context.auth_context().get("x509_common_name", ())
+    return next((name.decode("utf-8", "replace") for name in names), "")
 
 
 def _is_late(context: Context) -> bool:

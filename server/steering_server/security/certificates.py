@@ -47,7 +47,7 @@ def read_certificates(cert: Path, key: Path, client_ca: Path | None) -> Certific
             key belongs to another certificate, or a certificate is not valid now.
     """
     faults: list[str] = []
-    chain, chain_faults = _read("certificate", read_file, cert, _load_certificates)
+    chain, chain_faults = _read("certificate", read_file, cert, _load_chain)
     private, key_faults = _read("private key", read_secret, key, _load_key)
     faults += chain_faults + key_faults
     authorities: bytes | None = None
@@ -109,6 +109,14 @@ def _read(
     except (ValueError, UnsupportedAlgorithm):
         # The library's own text may quote what it found.
         return None, [f"{str(path)!r} does not hold what is expected, a {kind} in PEM"]
+
+
+def _load_chain(data: bytes) -> list[x509.Certificate]:
+    chain = _load_certificates(data)
+    # Read on demand, and not readable in every certificate.
+    _public(chain[0].public_key())
+    _validity(chain[0])
+    return chain
 
 
 def _load_certificates(data: bytes) -> list[x509.Certificate]:
