@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from steering_server.metrics import MAX_VECTORS, Metrics
 from steering_spec import Completion, FinishReason, SteeringSpec, Usage
 from tests.support.server import LiveServer, wait_until
 
+DASHBOARD = Path(__file__).parents[2] / "examples/deploy/grafana-dashboard.json"
 GREEDY = SamplingParams(temperature=0, max_tokens=4)
 DEFAULT = {"rules": [{"vector": "calm", "strength": 2}]}
 GENERATE = 'steering_requests_total{code="%s",method="Generate"}'
@@ -75,6 +77,16 @@ def test_metrics_count_calls_tokens_and_steering(operated: LiveServer, client: C
     assert now["steering_cache_tokens"] == operated.model.limits.cache_tokens
     assert 0 < now["steering_cache_free_tokens"] <= now["steering_cache_tokens"]
     assert any(name.startswith("steering_model_info{") for name in now)
+
+
+def test_the_dashboard_shows_nothing_that_is_not_told(operated: LiveServer) -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    shown = {name for query in queries for name in re.findall(r"\bsteering_\w+", query)}
+    told = {name.partition("{")[0] for name in operated.metrics()}
+    assert len(shown) > 10
+    # Without TLS no certificate expires.
+    assert shown - told == {"steering_certificate_expiry_timestamp_seconds"}
 
 
 def test_metrics_tell_what_is_running_and_what_was_cancelled(operated: LiveServer, client: Client) -> None:

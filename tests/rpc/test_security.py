@@ -62,7 +62,13 @@ def guarded(
     folder = tmp_path_factory.mktemp("secrets")
     cert, key = AUTHORITY.sign().write(folder)
     tokens = write_secret(folder / "tokens", TOKENS)
-    settings = {"tls_cert": cert, "tls_key": key, "token_file": tokens, "vectors": vector_folder}
+    settings = {
+        "tls_cert": cert,
+        "tls_key": key,
+        "token_file": tokens,
+        "vectors": vector_folder,
+        "metrics_port": 0,
+    }
     with LiveServer(model_folder, **settings) as server:
         yield Guarded(server, folder)
 
@@ -167,6 +173,11 @@ def test_every_method_says_which_scope_it_needs() -> None:
         f"/{service.full_name}/{method.name}" for service in api_services() for method in service.methods
     }
     assert set(SCOPES) == methods
+
+
+def test_metrics_tell_when_the_certificate_expires(guarded: Guarded) -> None:
+    told = guarded.server.metrics()["steering_certificate_expiry_timestamp_seconds"]
+    assert told == pytest.approx((datetime.now(UTC) + 90 * DAY).timestamp(), abs=3600)
 
 
 def test_no_secret_reaches_the_log(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
