@@ -90,6 +90,21 @@ def test_everything_wrong_is_told_at_once(stub: Stub) -> None:
     assert refused.message.startswith("5 faults: ")
 
 
+def test_nothing_is_said_of_what_stands_in_for_something_unreadable(stub: Stub) -> None:
+    generation = steering_pb2.PHASE_GENERATION
+    selector = steering_pb2.Selector(
+        # The first has no phase. What it is read as would be wholly excluded; the prompt is judged by its tokens.
+        include=[steering_pb2.Clause(), steering_pb2.Clause(phase=steering_pb2.PHASE_PROMPT)],
+        exclude=[steering_pb2.Clause(phase=generation)],
+    )
+    selector.include[1].positions.positions.append(50)
+    spec = steered(steering_pb2.SteeringRule(vector="vectors/calm", strength=1, selector=selector))
+    assert sorted(refusal(stub, spec).fields) == [
+        "steering.rules[0].selector.include[0].phase",
+        "steering.rules[0].selector.include[1].positions.positions[0]",
+    ]
+
+
 def test_an_unknown_vector_or_model_is_not_found(stub: Stub) -> None:
     refused = refusal(stub, steered(steering_pb2.SteeringRule(vector="vectors/absent")))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")

@@ -116,7 +116,7 @@ def test_a_fault_against_the_prompt_is_found_with_it(spec: GenerationSpec, field
         selecting(prompt_rows(Window(-5, -1))),
         selecting(prompt_rows()),
         selecting(steps(Window(0))),
-        selecting(steps(Positions((63,)))),
+        selecting(steps(Positions((58,)))),
         selecting(steps(TokenSet((0, 99, 0)))),
         selecting(prompt_rows(TokenSet((77,)))),
         selecting(steps(), exclude=(steps(Positions((0,))), steps(TokenSet((5,))))),

@@ -25,6 +25,7 @@ from steering_spec import (
     PromptText,
     SteeringSpec,
     StreamDelta,
+    Violation,
     limits,
     request_violations,
 )
@@ -90,12 +91,20 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     def _read(self, message: generation_pb2.GenerationSpec) -> GenerationSpec:
         spec, faults = read_generation_spec(message)
         if faults:  # the model would judge the rest; its findings belong into the same answer
-            faults += request_violations(spec, self._model.info.facts, self._model.vectors.facts)
-            raise InvalidRequestError(faults)
+            raise InvalidRequestError([*faults, *self._others(spec, faults)][: limits.MAX_VIOLATIONS])
         if self._log_prompts:
             note(prompt=_readable(spec.prompt))
         # An empty spec is one: that is how a request switches the default off.
         return spec if spec.steering is not None else replace(spec, steering=self._default_steering)
+
+    def _others(self, spec: GenerationSpec, faults: Sequence[Violation]) -> list[Violation]:
+        """What is wrong with the parts of a request that could be read."""
+        unreadable = [fault.field for fault in faults]
+        if "prompt" in unreadable:  # nothing may be said of what stands in its place, its length for one
+            found = request_violations(spec, self._model.info.facts, self._model.vectors.facts)
+        else:
+            _, found = self._model.judge(spec)
+        return [one for one in found if not any(_overlap(one.field, field) for field in unreadable)]
 
     async def _items(self, spec: GenerationSpec) -> AsyncGenerator[StreamDelta | Completion, None]:
         # The side that generates holds the place: a stalled reader whose generation was ended holds none.
@@ -126,6 +135,12 @@ def _readable(prompt: Prompt) -> str | list[int] | list[dict[str, str]]:
     if isinstance(prompt, PromptIds):
         return list(prompt.ids)
     return [asdict(message) for message in prompt.messages]
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one path is a part of the other, or the same."""
+    shorter, longer = sorted((one, other), key=len)
+    return longer == shorter or longer.startswith((f"{shorter}.", f"{shorter}["))
 
 
 def _response(completions: Sequence[Completion]) -> generation_pb2.GenerateResponse:

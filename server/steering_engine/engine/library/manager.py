@@ -138,12 +138,12 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         return processor
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
-        """Per-request attention on a CPU and, where its kernel serves the model, on CUDA; else the library's choice."""
+        """Keeps requests apart: torch's kernel on CUDA where it serves the model, else ours in place of `sdpa`."""
         if cuda_attention.unsupported_reason(self._loaded) is None:
             cuda_attention.register()
             model.set_attn_implementation(cuda_attention.NAME)
             return
-        if model.device.type == "cpu" and model.config._attn_implementation in ("sdpa", attention.NAME):  # noqa: SLF001
+        if model.config._attn_implementation in ("sdpa", attention.NAME):  # noqa: SLF001
             attention.register()
             model.set_attn_implementation(attention.NAME)
         else:
