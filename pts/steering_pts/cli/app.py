@@ -10,7 +10,8 @@ import typer
 from steering_pts.cli.discover import discover
 from steering_pts.cli.export import export
 from steering_pts.cli.grade import grade
-from steering_pts.cli.inspect import show, status
+from steering_pts.cli.report import report
+from steering_pts.cli.show import show, status
 from steering_pts.cli.vectors import vectors
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     ),
 )
 
-for command in (discover, status, show, export, grade, vectors):
+for command in (discover, status, show, export, grade, vectors, report):
     app.command()(command)
 
 
