@@ -10,6 +10,7 @@ import typer
 from steering_pts.cli.discover import discover
 from steering_pts.cli.export import export
 from steering_pts.cli.grade import grade
+from steering_pts.cli.inspect import inspect
 from steering_pts.cli.report import report
 from steering_pts.cli.show import show, status
 from steering_pts.cli.vectors import vectors
@@ -27,7 +28,7 @@ app = typer.Typer(
     ),
 )
 
-for command in (discover, status, show, export, grade, vectors, report):
+for command in (discover, status, show, export, grade, vectors, report, inspect):
     app.command()(command)
 
 

@@ -30,12 +30,13 @@ def report(
 
     folder = RunFolder(run)
     path = out or run / "report.html"
+    state = folder.state()
     with folder.read() as ledger:
         page = report_page(
             run,
             ledger,
             lambda: (tokenizer_of(ledger), tokenizer_of(ledger, skip_special_tokens=True)),
-            PageOptions(str(folder.state()), completions, dt.datetime.now(dt.UTC)),
+            PageOptions(str(state), state.finished, completions, dt.datetime.now(dt.UTC)),
         )
     write_atomically(path, [page])
     Console(highlight=False).print(f"{path} ({len(page.encode()) / 1000:,.0f} kB)", markup=False)

@@ -42,11 +42,13 @@ class PageOptions:
 
     Attributes:
         state: Whether the run is finished, in words.
+        finished: Whether it is.
         completions: Completions shown at most.
         written: When the page is written.
     """
 
     state: str
+    finished: bool
     completions: int
     written: dt.datetime
 
@@ -77,6 +79,7 @@ def report_page(
     context: dict[str, Any] = {
         "name": folder.resolve().name,
         "state": options.state,
+        "finished": options.finished,
         "model": settings.get("model", ""),
         "written": options.written,
         "summary": summary,

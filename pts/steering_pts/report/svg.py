@@ -14,6 +14,7 @@ from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.figure import Figure
 
 from steering_pts.report.palette import STAND_INS
+from steering_pts.report.texts import clean
 
 WIDE: Final = 720
 """Width of a chart on a large screen, in pixels."""
@@ -73,7 +74,7 @@ def svg_element(name: str, label: str, width: int, height: int, draw: Draw) -> M
     root.attrib.update(
         {"viewBox": f"0 0 {width} {height}", "width": str(width), "height": str(height), "role": "img"}
     )
-    root.set("aria-label", label)
+    root.set("aria-label", clean(label))
     for element in root.iter():
         element.tag = element.tag.removeprefix(_SVG)
     return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=True))  # noqa: S704 -- of elements
