@@ -59,7 +59,13 @@ def _print_metadata(found: Inspection, console: Console) -> None:
 
 def _print_blocks(facts: VectorFacts, console: Console) -> None:
     table = _table(
-        "directions, in residual units", "block", "strength", "residual norm", "ratio", "split-half cosine"
+        console,
+        "directions, in residual units",
+        "block",
+        "strength",
+        "residual norm",
+        "ratio",
+        "split-half cosine",
     )
     for row in facts.blocks:
         table.add_row(
@@ -77,11 +83,11 @@ def _print_cosines(facts: VectorFacts, console: Console) -> None:
     if len(blocks) < 2:
         return
     if len(blocks) > _MOST_IN_MATRIX:  # a larger matrix fits no terminal; --json has it
-        table = _table("cosine to the next direction (all: --json)", "blocks", "cosine")
+        table = _table(console, "cosine to the next direction (all: --json)", "blocks", "cosine")
         for place in range(len(blocks) - 1):
             table.add_row(f"{blocks[place]}, {blocks[place + 1]}", f"{facts.cosines[place][place + 1]:+.3f}")
     else:
-        table = _table("cosine between directions", "block", *map(str, blocks))
+        table = _table(console, "cosine between directions", "block", *map(str, blocks))
         for block, cosines in zip(blocks, facts.cosines, strict=True):
             table.add_row(str(block), *(f"{cosine:+.3f}" for cosine in cosines))
     console.print(table)
@@ -90,9 +96,10 @@ def _print_cosines(facts: VectorFacts, console: Console) -> None:
 def _print_nearest(found: Inspection, console: Console) -> None:
     if found.nearest is None:
         return
-    table = Table(
-        title="nearest tokens (logit lens with the final norm; standard deviations)", title_justify="left"
+    console.print(
+        Text("nearest tokens (logit lens with the final norm; standard deviations)", style="italic")
     )
+    table = Table()
     table.add_column("block", justify="right")
     table.add_column("raised", overflow="fold")
     table.add_column("lowered", overflow="fold")
@@ -104,7 +111,9 @@ def _print_nearest(found: Inspection, console: Console) -> None:
 def _print_triggers(found: Inspection, console: Console) -> None:
     facts = found.facts
     if facts.probes:
-        table = _table("probes", "block", "AUC", "threshold", "bias", "weight norm", "cosine to direction")
+        table = _table(
+            console, "probes", "block", "AUC", "threshold", "bias", "weight norm", "cosine to direction"
+        )
         for probe in facts.probes:
             table.add_row(
                 str(probe.block),
@@ -116,7 +125,9 @@ def _print_triggers(found: Inspection, console: Console) -> None:
             )
         console.print(table)
     if facts.centroids:
-        table = _table("centroids", "block", "count", "norms", "least cosine between", "fires from cosine")
+        table = _table(
+            console, "centroids", "block", "count", "norms", "least cosine between", "fires from cosine"
+        )
         for one in facts.centroids:
             table.add_row(
                 str(one.block),
@@ -142,8 +153,10 @@ def _print_triggers(found: Inspection, console: Console) -> None:
             console.print(f"  and {facts.contexts - len(found.contexts):,} more (--contexts)")
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+def _table(console: Console, title: str, *columns: str) -> Table:
+    # A title of rich's own would be broken to the width of the columns.
+    console.print(Text(title, style="italic"))
+    table = Table()
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
