@@ -57,7 +57,7 @@ def curve_chart(name: str, curve: Curve, marks: Sequence[CurveMark]) -> Markup:
         axes = figure.add_axes((left, bottom, 1 - left - right, 1 - bottom - top))
         style_axes(axes)
         axes.set_xlim(0, max(float(curve.positions[-1]), 1.0))
-        axes.set_ylim(-0.06, 1.06)
+        axes.set_ylim(-0.14, 1.14)
         axes.set_yticks([0, 0.5, 1], ["0", "½", "1"])
         axes.xaxis.set_major_locator(MaxNLocator(4 if is_narrow else 9, integer=True))
         axes.grid(visible=True, axis="y", color=STAND_INS["grid"], linewidth=1)
@@ -69,20 +69,20 @@ def curve_chart(name: str, curve: Curve, marks: Sequence[CurveMark]) -> Markup:
             before, after = value(mark.start), value(mark.end)
             axes.plot([mark.start, mark.end], [before, after], color=colour, linewidth=4, clip_on=False)
             shape = "^" if mark.good else "v"
-            # Inside the frame whatever the size of the step; the number stands right of the triangle.
+            # The line comes from the other side, and the next one may go back there: the corner ahead is free.
             place = mark.end, min(max(after, 0.02), 0.98)
             axes.plot(*place, marker=shape, markersize=9, color=colour, linestyle="none", clip_on=False)
             if len(marks) <= _MOST_NUMBERS:
-                is_last = mark.end > 0.93 * curve.positions[-1]
+                is_first = mark.end < 0.04 * curve.positions[-1]
                 axes.annotate(
                     str(mark.number),
                     place,
-                    xytext=(-9 if is_last else 9, -10 if mark.good else 10),
+                    xytext=(9 if is_first else -9, 8 if mark.good else -8),
                     textcoords="offset points",
                     color=colour,
                     fontsize=12,
                     fontweight="bold",
-                    ha="right" if is_last else "left",
+                    ha="left" if is_first else "right",
                     va="center",
                 )
 
