@@ -15,7 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steering_pts.cli.run import RunFolder, tokenizer_of
+from steering_pts.data import Problem
 from steering_pts.errors import ReportError
+from steering_pts.ledger import CompletionRecord, Ledger, RolloutKey, RolloutRecord, ScoreRecord
+from steering_pts.oracles.base import Verdict
 from steering_pts.report.charts import ArmRow, arms_chart
 from steering_pts.report.completions import kept_ranges
 from steering_pts.report.curves import RunCurves
@@ -27,7 +30,7 @@ from steering_pts.report.results import CalibratedGroup, Calibration, Evaluation
 from steering_pts.report.texts import clean, label, pieces, shown_token
 from steering_pts.search.chain import Curve
 from tests.support.models import byte_tokenizer
-from tests.support.runs import VALUES, planted_run
+from tests.support.runs import VALUES, planted_run, settings_of
 
 # --- curves -----------------------------------------------------------------------------------------------------------
 
@@ -61,6 +64,47 @@ def test_a_curve_of_a_real_run_ends_with_the_verdict(finished_run: RunFolder) ->
             end = float(completion.verdict == "correct")
             assert (curve.low[-1], curve.mean[-1], curve.high[-1]) == (end, end, end)
             assert (curve.low <= curve.high).all()
+
+
+def test_rollouts_count_for_every_completion_that_they_leave_as_the_sampler_would(
+    ending_folder: Path, tmp_path: Path
+) -> None:
+    first, second = (10, 11, 12, 15), (10, 11, 13, 15)
+    settings = {**settings_of(ending_folder), "search.completions_per_problem": 2}
+    rollouts = {
+        (0, "alternative", 0): (20, 21),  # leaves both at 0
+        (0, "on_path", 0): (10, 30),  # leaves both at 1
+        (2, "alternative", 0): (14, 41),  # at 2 only 12 was excluded, not the other one's 13
+        (2, "alternative", 1): (13, 16),  # goes on as the other one, and leaves it at 3
+    }
+    with Ledger.open(tmp_path / "ledger.sqlite", settings) as ledger:
+        ledger.add_problems([Problem("p", "?", "1")])
+        ledger.add_completions(
+            [
+                CompletionRecord(name, "p", index, index, (5,), ids, verdict, None, "eos")
+                for index, (name, ids, verdict) in enumerate(
+                    [("a", first, Verdict.CORRECT), ("b", second, Verdict.INCORRECT)]
+                )
+            ]
+        )
+        ledger.add_scores([ScoreRecord(name, (0.5,) * 4) for name in "ab"])
+        ledger.add_rollouts(
+            [
+                RolloutRecord(
+                    RolloutKey("a", position, arm, "explore", index), 0, ids, Verdict.CORRECT, None, 1
+                )
+                for (position, arm, index), ids in rollouts.items()
+            ]
+        )
+        curves = RunCurves(ledger, str)
+
+        drawn = [curves._explored(completion).chain.draws.tolist() for completion in curves.searched]
+
+    # Successes, failures, censored at each token; each completion is itself a draw that leaves the other one at 2.
+    assert drawn == [
+        [[1, 0, 0], [1, 0, 0], [2, 1, 0], [0, 0, 0]],
+        [[1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]],
+    ]
 
 
 @given(st.integers(2, 3000), st.data())

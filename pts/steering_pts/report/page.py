@@ -93,6 +93,7 @@ def report_page(
         "vectors": rows,
         "vector_faults": faults,
         "more_vectors": more_vectors,
+        "candidates": len(list((folder / "candidates").glob("*.safetensors"))),
         "settings": settings_by_part(settings),
         "digests": digests(folder),
         "versions": versions(),
