@@ -24,7 +24,8 @@ app = typer.Typer(
     epilog=(
         "A run is a folder. `pts discover RUN --model M --dataset D` fills it, and goes on where it stopped when the "
         "same command is given again; `pts status RUN` and `pts show RUN` look at it, `pts export RUN` takes tables "
-        "out, `pts vectors RUN` makes vectors. `pts demo` does everything on the bundled model."
+        "out, `pts vectors RUN` makes vectors, `pts inspect FILE` shows one, and `pts report RUN` writes a "
+        "page about all of it. `pts demo` does everything on the bundled model."
     ),
 )
 

@@ -132,7 +132,8 @@ def _pivot(number: int, pivot: PivotRecord, curve: Curve, decode: Decode) -> Sho
     good = pivot.delta > 0
     pair = pivot.rejected_ids if good else pivot.chosen_ids
     alternatives = []
-    for count in pivot.alternatives[:_MOST_ALTERNATIVES]:
+    taken = [count for count in pivot.alternatives if count.successes + count.failures]
+    for count in taken[:_MOST_ALTERNATIVES]:
         rollouts = count.successes + count.failures
         low, high = proportion_confint(count.successes, rollouts, method="wilson")
         alternatives.append(
@@ -155,7 +156,7 @@ def _pivot(number: int, pivot: PivotRecord, curve: Curve, decode: Decode) -> Sho
         before=value_at(curve, pivot.position),
         value=value_at(curve, pivot.position + len(pivot.ids)),
         alternatives=tuple(alternatives),
-        more_alternatives=max(len(pivot.alternatives) - _MOST_ALTERNATIVES, 0),
+        more_alternatives=max(len(taken) - _MOST_ALTERNATIVES, 0),
     )
 
 

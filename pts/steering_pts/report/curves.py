@@ -22,7 +22,7 @@ from steering_pts.sentences import Decode
 from steering_pts.settings import SearchSettings
 
 _LEARNING_PASSES = 4
-_MOST_STEPS_LEARNED_FROM = 10_000  # 300 MB
+_MOST_STEPS_LEARNED_FROM = 4_000  # 120 MB; the prior has two numbers
 
 
 @dataclass(frozen=True, slots=True)
