@@ -33,12 +33,13 @@ class ServerProcessError(PtsError):
 
 
 @contextmanager
-def server_process(model: str, vectors: Path) -> Iterator[str]:
+def server_process(model: str, vectors: Path | None, *options: str) -> Iterator[str]:
     """Starts `steering-server` on a free loopback port and yields `host:port`; stops it at the end.
 
     Args:
         model: What `--model` takes.
-        vectors: Folder of vector files.
+        vectors: Folder of vector files; None begins without any.
+        options: More of the command's options.
 
     Raises:
         ServerProcessError: It did not start.
@@ -49,10 +50,10 @@ def server_process(model: str, vectors: Path) -> Iterator[str]:
         _TETHERED,
         "--model",
         model,
-        "--vectors",
-        str(vectors),
+        *(() if vectors is None else ("--vectors", str(vectors))),
         "--port",
         "0",
+        *options,
     ]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(  # noqa: S603 -- our own command

@@ -1,0 +1,179 @@
+"""Completions through the client: what is measured is what is served. Each is kept as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
+from tenacity.wait import wait_random_exponential
+
+from steering_client import AsyncClient
+from steering_client.errors import (
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    SteeringError,
+    UnavailableError,
+)
+from steering_pts.concurrency import map_concurrently
+from steering_pts.errors import EndpointError
+from steering_pts.evaluation.journal import Journal, key_of
+from steering_pts.evaluation.samples import BROKEN, Sample, from_json, sample_of, to_json
+from steering_pts.progress import RunProgress
+from steering_spec import Chat, ModelInfo, PromptIds, PromptText, SamplingParams, SteeringSpec
+
+IN_FLIGHT: Final = 384
+"""Completions that are asked for at a time: enough to keep a server's batch full, far from where it refuses."""
+_CONNECT_SECONDS: Final = 10.0
+_LONGEST_WAIT_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 60.0
+_TRANSIENT: Final = (UnavailableError, ResourceExhaustedError)
+_AGAIN: Final = "the same command goes on where this one stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Completions of one prompt that differ in their seeds alone.
+
+    Attributes:
+        prompt: The prompt.
+        sampling: How the first of them is drawn; `n` is how many there are, and completion i draws with seed + i.
+        steering: How they are steered; None is not at all.
+    """
+
+    prompt: PromptText | PromptIds | Chat
+    sampling: SamplingParams
+    steering: SteeringSpec | None
+
+    def single(self, index: int) -> Wanted:
+        """One of them by itself."""
+        return replace(self, sampling=self._sampling(index, 1))
+
+    def rest(self, first: int) -> Wanted:
+        """Those from one of them on."""
+        return replace(self, sampling=self._sampling(first, self.sampling.n - first))
+
+    def _sampling(self, first: int, count: int) -> SamplingParams:
+        seed = self.sampling.seed
+        return replace(self.sampling, n=count, seed=None if seed is None else seed + first)
+
+
+class ServedCompletions:
+    """Completions that a server makes, or has made: those that the journal holds are not made again."""
+
+    def __init__(self, target: str, stamp: str, journal: Journal, patience: float = PATIENCE_SECONDS) -> None:
+        """Remembers where they come from.
+
+        Args:
+            target: `host:port` of the server.
+            stamp: What identifies its model, as far as that is known.
+            journal: Keeps them.
+            patience: Seconds for which a request is tried again while the server is full or away.
+        """
+        self._target = target
+        self._stamp = stamp
+        self._journal = journal
+        self._patience = patience
+
+    def complete(
+        self, wanted: Sequence[Wanted], phase: str, progress: RunProgress
+    ) -> list[tuple[Sample, ...]]:
+        """All completions, in the order in which they are wanted.
+
+        Raises:
+            EndpointError: The server can't be reached, or refuses a request.
+            EvaluationError: A completion can't be kept.
+        """
+        keys = [[self._key(one.single(i)) for i in range(one.sampling.n)] for one in wanted]
+        missing = [
+            (one.rest(first), own[first:])
+            for one, own in zip(wanted, keys, strict=True)
+            if (first := next((i for i, key in enumerate(own) if key not in self._journal), None)) is not None
+        ]
+        total, left = sum(map(len, keys)), sum(len(own) for _, own in missing)
+        with progress.phase(phase, total, total - left) as advance:
+
+            def keep(key: str, sample: Sample) -> None:
+                if key not in self._journal:
+                    self._journal.put(key, to_json(sample))
+                advance(len(sample.ids))
+
+            if missing:
+                asyncio.run(self._make(missing, keep))
+        return [tuple(from_json(self._journal.get(key)) for key in own) for own in keys]
+
+    def _key(self, one: Wanted) -> str:
+        return key_of("completion", self._stamp, one.prompt, one.sampling, one.steering)
+
+    async def _make(
+        self, missing: Sequence[tuple[Wanted, list[str]]], keep: Callable[[str, Sample], None]
+    ) -> None:
+        most = max(len(keys) for _, keys in missing)
+        async with AsyncClient(self._target) as client:
+
+            async def make(item: tuple[Wanted, list[str]]) -> None:
+                one, keys = item
+                for key, sample in zip(keys, await self._ask(client, one), strict=True):
+                    keep(key, sample)
+
+            await map_concurrently(make, missing, max(1, IN_FLIGHT // most))
+
+    async def _ask(self, client: AsyncClient, one: Wanted) -> list[Sample]:
+        try:
+            async for attempt in self._retrying():
+                with attempt:
+                    completions = await client.generate_many(
+                        one.prompt, sampling=one.sampling, steering=one.steering, steering_trace=True
+                    )
+        except InvalidArgumentError as error:
+            if error.reason != "NOT_FINITE":
+                raise EndpointError(f"{self._target} refused a completion: {error}") from error
+            if one.sampling.n == 1:
+                return [BROKEN]
+            # One of them was steered too strongly; which, only their own requests tell.
+            singles = [await self._ask(client, one.single(index)) for index in range(one.sampling.n)]
+            return [sample for (sample,) in singles]
+        except _TRANSIENT as error:
+            raise EndpointError(
+                f"{self._target} makes no completions any more ({error}); {_AGAIN}"
+            ) from error
+        except SteeringError as error:
+            raise EndpointError(f"{self._target} refused a completion: {error}") from error
+        return list(map(sample_of, completions))
+
+    def _retrying(self) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception_type(_TRANSIENT),
+            wait=_wait,
+            stop=stop_after_delay(self._patience),
+            reraise=True,
+        )
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(error, SteeringError) and error.retry_after is not None:
+        return min(error.retry_after, _LONGEST_WAIT_SECONDS)
+    return wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT_SECONDS)(state)
+
+
+def served_model(target: str) -> ModelInfo:
+    """What a server serves.
+
+    Raises:
+        EndpointError: It can't be reached.
+    """
+    host, _, port = target.rpartition(":")
+    if not host or not port.isdecimal():
+        raise EndpointError(f"{target!r} is no address of a server; expected HOST:PORT")
+
+    async def ask() -> ModelInfo:
+        async with AsyncClient(target) as client:
+            return await client.wait_ready(timeout=_CONNECT_SECONDS)
+
+    try:
+        return asyncio.run(ask())
+    except SteeringError as error:
+        raise EndpointError(str(error)) from error
