@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -22,28 +21,34 @@ from steering_pts.cli.data_options import (
     Where,
     data_options,
 )
+from steering_pts.cli.evaluating import (
+    CONTROLS,
+    arm_kinds,
+    dataset_for,
+    first_given,
+    held_out_problems,
+    judging_oracle,
+    known_alternatives_of,
+    out_folder,
+    run_and_paths,
+    sampler_for,
+    served_by,
+    trigger_name,
+)
 from steering_pts.cli.options import AsJson, Device, OracleOption
-from steering_pts.cli.run import RunFolder, oracle_for, oracle_of, sampler_of, setting
-from steering_pts.data import DataOptions, Problem, load_problems
-from steering_pts.errors import DataError, EvaluationError
+from steering_pts.cli.run import setting
 from steering_pts.evaluation.arms import ArmKind
 from steering_pts.evaluation.effects import read_neutral
-from steering_pts.evaluation.evaluate import JOURNAL, VERDICTS, EvaluationTask, ServedBy
+from steering_pts.evaluation.evaluate import JOURNAL, VERDICTS, EvaluationTask
 from steering_pts.evaluation.evaluate import evaluate as run_task
 from steering_pts.evaluation.forcing import KnownAlternatives
 from steering_pts.evaluation.journal import remove
-from steering_pts.evaluation.knowledge import decisions_of, known_of
-from steering_pts.evaluation.report import print_report
-from steering_pts.evaluation.served import TRIGGERS, ServedVector, TriggerName, read_vectors
+from steering_pts.evaluation.served import TRIGGERS, read_vectors
 from steering_pts.evaluation.settings import DEFAULT_RANDOM_VECTORS, EvaluationSettings
-from steering_pts.ledger import LedgerReader
-from steering_pts.oracles.base import Oracle
+from steering_pts.evaluation.table import print_report
 from steering_pts.oracles.registry import ORACLES
 from steering_pts.progress import RunProgress
-from steering_pts.settings import SamplerSettings
 
-Value = TypeVar("Value")
-_KINDS = tuple(kind.value for kind in ArmKind if kind not in (ArmKind.UNSTEERED, ArmKind.STEERED))
 _WHAT = "What is measured"
 _SAMPLER = "Sampler; the run's, or else that of pts discover, if not given"
 
@@ -123,7 +128,7 @@ def evaluate(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Besides unsteered and steered: {', '.join(_KINDS)}; repeatable; all if not given.",
+            help=f"Besides unsteered and steered: {', '.join(CONTROLS)}; repeatable; all if not given.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -179,15 +184,15 @@ def evaluate(
         shuffle_seed=shuffle_seed,
         skip_bad_rows=skip_bad_rows,
     )
-    kinds = _kinds(arm)
-    run, paths = _run_and_paths(targets)
+    kinds = arm_kinds(arm)
+    run, paths = run_and_paths(targets)
     with ExitStack() as open_things:
         ledger = None if run is None else open_things.enter_context(run.read())
-        served = _served(ledger, model, endpoint, device, dtype)
+        served = served_by(ledger, model, endpoint, device, dtype)
         settings = EvaluationSettings(
-            sampler=_sampler(ledger, temperature, top_p, top_k, min_p, max_tokens),
-            seed=_first(seed, None if ledger is None else setting(ledger, "seed", int), 0),
-            raw=_first(raw, None if ledger is None else setting(ledger, "raw", bool), False),
+            sampler=sampler_for(ledger, temperature, top_p, top_k, min_p, max_tokens),
+            seed=first_given(seed, None if ledger is None else setting(ledger, "seed", int), 0),
+            raw=first_given(raw, None if ledger is None else setting(ledger, "raw", bool), False),
             samples=samples,
             control_samples=min(samples, control_samples),
             random_vectors=random_vectors,
@@ -195,15 +200,15 @@ def evaluate(
             each=each,
             by=tuple(dict.fromkeys(by or ())),
         )
-        vectors, remarks = read_vectors(paths, _trigger(trigger), strength)
-        source = _dataset(dataset, served)
-        problems = _problems(source, options, ledger)
-        judge = open_things.enter_context(_oracle(oracle, oracle_option or (), ledger, problems))
+        vectors, remarks = read_vectors(paths, trigger_name(trigger), strength)
+        source = dataset_for(dataset, served)
+        problems = held_out_problems(source, options, ledger)
+        judge = open_things.enter_context(judging_oracle(oracle, oracle_option or (), ledger, problems))
         known: list[KnownAlternatives] = []
         if ArmKind.FORCED_ALTERNATIVE in kinds:
-            known, without = _known(run, vectors)
+            known, without = known_alternatives_of(run, vectors)
             remarks += without
-        place = _out(out, run)
+        place = out_folder(out, run)
         folder = place / "evaluation"
         if fresh:
             remove(folder / JOURNAL)
@@ -233,106 +238,3 @@ def evaluate(
         sys.stdout.write(json.dumps(report.to_json()) + "\n")
     else:
         print_report(report, [place / "evaluation.json", *plots])
-
-
-def _kinds(asked: Sequence[str] | None) -> frozenset[ArmKind]:
-    if unknown := sorted(set(asked or ()) - set(_KINDS)):
-        raise EvaluationError(f"unknown arm {unknown[0]!r}; expected {', '.join(_KINDS)}")
-    chosen = _KINDS if asked is None else asked
-    return frozenset({ArmKind.UNSTEERED, ArmKind.STEERED, *map(ArmKind, chosen)})
-
-
-def _trigger(asked: str | None) -> TriggerName | None:
-    if asked is None:
-        return None
-    found = next((name for name in TRIGGERS if name == asked), None)
-    if found is None:
-        raise EvaluationError(f"unknown trigger {asked!r}; expected {', '.join(TRIGGERS)}")
-    return found
-
-
-def _run_and_paths(targets: Sequence[Path]) -> tuple[RunFolder | None, list[Path]]:
-    """The run among the targets, if one is, and the vector files and folders to evaluate."""
-    runs = [RunFolder(path) for path in targets if RunFolder(path).ledger.is_file()]
-    if len(runs) > 1:
-        raise EvaluationError(f"{runs[0].path} and {runs[1].path} are both runs; evaluate one at a time")
-    run = runs[0] if runs else None
-    paths = [path for path in targets if run is None or path != run.path]
-    if run is not None and not paths:
-        if not any(run.vectors.glob("*.safetensors")):
-            raise EvaluationError(f"{run.path}: the run has no vectors; make some with `pts vectors`")
-        paths = [run.vectors]
-    return run, paths
-
-
-def _served(
-    ledger: LedgerReader | None, model: str | None, endpoint: str | None, device: str, dtype: str | None
-) -> ServedBy:
-    if ledger is not None:
-        model = model or setting(ledger, "model", str)
-        dtype = dtype or setting(ledger, "dtype", str)
-    if model is None and endpoint is None:
-        raise EvaluationError("name the --model to serve, the --endpoint of a running server, or a run")
-    return ServedBy(model, endpoint, device, dtype or "auto")
-
-
-def _sampler(
-    ledger: LedgerReader | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    max_tokens: int | None,
-) -> SamplerSettings:
-    base = SamplerSettings() if ledger is None else sampler_of(ledger)
-    return SamplerSettings(
-        temperature=_first(temperature, base.temperature),
-        top_p=_first(top_p, base.top_p),
-        top_k=_first(top_k, base.top_k),
-        max_tokens=_first(max_tokens, base.max_tokens),
-        min_p=_first(min_p, base.min_p),
-    )
-
-
-def _dataset(dataset: str | None, served: ServedBy) -> str:
-    if dataset is not None:
-        return dataset
-    if served.model == "demo":
-        return "demo:test"
-    raise EvaluationError("name the --dataset whose problems are to be solved")
-
-
-def _problems(source: str, options: DataOptions, ledger: LedgerReader | None) -> list[Problem]:
-    problems = load_problems(source, options)
-    if ledger is not None and (overlap := {p.id for p in problems} & {p.id for p in ledger.problems()}):
-        raise DataError(
-            source, [f"{len(overlap)} problems are those of the run; use problems that it never saw"]
-        )
-    return problems
-
-
-def _oracle(
-    name: str | None, options: Sequence[str], ledger: LedgerReader | None, problems: Sequence[Problem]
-) -> AbstractContextManager[Oracle]:
-    if ledger is not None and name is None and not options:
-        return oracle_of(ledger, problems)
-    return oracle_for(name, problems, options)
-
-
-def _known(
-    run: RunFolder | None, vectors: Sequence[ServedVector]
-) -> tuple[list[KnownAlternatives], list[str]]:
-    if run is None:
-        return [], ["forced_alternative: left out, since no run was given that knows which token is better"]
-    return known_of(vectors, decisions_of(run.require_pivots()), run.path / "candidates")
-
-
-def _out(out: Path | None, run: RunFolder | None) -> Path:
-    if out is not None:
-        return out
-    return Path("runs/evaluation") if run is None else run.path
-
-
-def _first(*values: Value | None) -> Value:
-    """The first that was given."""
-    return next(value for value in values if value is not None)

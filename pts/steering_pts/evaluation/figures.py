@@ -78,13 +78,13 @@ class RandomFigures:
     Attributes:
         vectors: How many there were.
         lift: Their mean lift, with its 95 % interval over problems.
-        most: The largest lift of one of them.
+        lifts: The lift of each.
         p: P-value of the vectors' lift among theirs, measured on the same completions.
     """
 
     vectors: int
     lift: Estimate
-    most: float
+    lifts: tuple[float, ...]
     p: float
 
 
@@ -215,7 +215,7 @@ def _random(measurement: Measurement, seed: int) -> RandomFigures | None:
     count = arms[0].arm.samples
     observed = _mean(paired_differences(baseline, [own[:count] for own in measurement.steered.solved]))
     return RandomFigures(
-        len(arms), clustered_mean(together, seed), max(lifts), random_direction_p(observed, lifts)
+        len(arms), clustered_mean(together, seed), tuple(lifts), random_direction_p(observed, lifts)
     )
 
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steering_pts.evaluation.arms import ArmKind
-from steering_pts.evaluation.figures import ArmFigures, Figures, GroupFigures
-from steering_pts.evaluation.report import title
+from steering_pts.evaluation.figures import Figures, GroupFigures
+from steering_pts.evaluation.table import title
 from steering_pts.ledger.export import replacing
 
 # Of Okabe and Ito's palette, which colour-blind people tell apart.
@@ -48,33 +48,36 @@ def _write(stem: Path, figure: Figure) -> list[Path]:
 
 
 def _arms_figure(figures: Figures) -> Figure:
-    shown = [arm for arm in figures.arms if arm.kind is not ArmKind.RANDOM]
-    random = [arm for arm in figures.arms if arm.kind is ArmKind.RANDOM]
-    rows = len(shown) + bool(random)
+    arms = {arm.name: arm for arm in figures.arms}
+    random = figures.random
+    rows = len(figures.lifts) + (random is not None)
 
     def draw(axes: Axes) -> None:
-        for row, arm in enumerate(shown):
-            low, value, high = arm.success.low, arm.success.value, arm.success.high
+        for row, lift in enumerate(figures.lifts):
+            low, value, high = lift.lift.low, lift.lift.value, lift.lift.high
+            arm = arms[lift.arm]
             axes.errorbar(
                 value,
                 row,
                 xerr=[[value - low], [high - value]],
-                fmt=_marker(arm),
-                color=_colour(arm),
+                fmt="o" if arm.kind is ArmKind.STEERED else "D",
+                color=_STEERED if arm.kind is ArmKind.STEERED else _OTHER,
                 capsize=3,
             )
             axes.annotate(
-                f"{value:.3f}", (high, row), (6, 0), textcoords="offset points", va="center", size=8
+                f"{value:+.3f}", (high, row), (6, 0), textcoords="offset points", va="center", size=8
             )
-        labels = [title(arm) for arm in shown]
-        if random:
-            values = [arm.success.value for arm in random]
-            axes.plot(values, [len(shown)] * len(values), "|", color=_PLAIN, markersize=12)
-            labels.append(f"{len(random)} random, same norm")
-        unsteered = shown[0].success.value
-        axes.axvline(unsteered, color=_PLAIN, linewidth=0.8, linestyle=":")
+        labels = [title(arms[lift.arm]) for lift in figures.lifts]
+        if random is not None:
+            axes.plot(random.lifts, [rows - 1] * random.vectors, "|", color=_PLAIN, markersize=12)
+            labels.append(f"{random.vectors} random, same norm")
+        axes.axvline(0, color=_PLAIN, linewidth=0.8)
+        axes.margins(x=0.12)  # room for the numbers beside the intervals
         axes.set_yticks(range(rows), labels)
-        axes.set_xlabel("success, with its 95 % interval over problems")
+        unsteered = figures.arms[0].success.value
+        axes.set_xlabel(
+            f"change of the success rate (unsteered: {unsteered:.3f}), 95 % interval over problems"
+        )
 
     return _figure(rows, draw)
 
@@ -88,6 +91,7 @@ def _groups_figure(field: str, groups: dict[str, GroupFigures]) -> Figure:
         axes.plot([one.steered for one in groups.values()], rows, "o", color=_STEERED, label="steered")
         axes.set_yticks(rows, [f"{value or '(none)'} ({one.n})" for value, one in groups.items()])
         axes.set_xlabel(f"success by {field} (problems)")
+        axes.set_xlim(-0.02, 1.02)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
 
     return _figure(len(groups), draw)
@@ -97,18 +101,9 @@ def _figure(rows: int, draw: Callable[[Axes], None]) -> Figure:
     figure = Figure(figsize=(_WIDTH_INCHES, 1.2 + _ROW_INCHES * rows), layout="constrained")
     axes = figure.add_subplot()
     draw(axes)
-    axes.set_xlim(-0.02, 1.08)
     axes.set_ylim(rows - 0.5, -0.5)
     axes.grid(axis="x", color="#E5E5E5")
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     return figure
-
-
-def _marker(arm: ArmFigures) -> str:
-    return {ArmKind.UNSTEERED: "s", ArmKind.STEERED: "o"}.get(arm.kind, "D")
-
-
-def _colour(arm: ArmFigures) -> str:
-    return {ArmKind.UNSTEERED: _PLAIN, ArmKind.STEERED: _STEERED}.get(arm.kind, _OTHER)
