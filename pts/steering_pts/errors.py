@@ -7,6 +7,7 @@
     │   ├── LedgerLockedError      another process is writing to it; `.process` is its id
     │   └── LedgerSettingsError    it belongs to a run with other settings; `.differences` names them
     ├── SearchError                a search that can't be run as asked
+    ├── VectorsError               a folder of vector files that can't be used
     └── EndpointError              a server that can't take part in a run, or none is left that can
 
 Messages say what was wrong, where, and what would be right.
@@ -77,6 +78,10 @@ class LedgerSettingsError(LedgerError):
 
 class SearchError(PtsError):
     """A search that can't be run as asked; the message says what was wrong."""
+
+
+class VectorsError(PtsError):
+    """A folder of vector files, or what a command keeps beside it, can't be used; the message says why."""
 
 
 class EndpointError(PtsError):

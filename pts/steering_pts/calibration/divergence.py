@@ -217,7 +217,9 @@ def _changes(
             vector = vectors[VectorRef.parse(rule.vector).id]
             position = len(one.prompt_ids) - 1 + act.step if act.step is not None else act.prompt_position
             if position is None:
-                raise ValueError(f"an act of rule {act.rule_index} names neither a step nor a prompt position")
+                raise ValueError(
+                    f"an act of rule {act.rule_index} names neither a step nor a prompt position"
+                )
             for block in act.layers:
                 effect = effect_of(rule.operation, rule.strength, vector.metadata.calibrated_strength[block])
                 row = by_row[block, sample, position]
