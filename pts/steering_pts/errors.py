@@ -8,6 +8,7 @@
     │   └── LedgerSettingsError    it belongs to a run with other settings; `.differences` names them
     ├── SearchError                a search that can't be run as asked
     ├── EvaluationError            an evaluation that can't be made as asked
+    ├── VectorsError               a folder of vector files that can't be used
     └── EndpointError              a server that can't take part in a run, or none is left that can
 
 Messages say what was wrong, where, and what would be right.
@@ -82,6 +83,10 @@ class SearchError(PtsError):
 
 class EvaluationError(PtsError):
     """An evaluation that can't be made as asked; the message says everything that is wrong."""
+
+
+class VectorsError(PtsError):
+    """A folder of vector files, or what a command keeps beside it, can't be used; the message says why."""
 
 
 class EndpointError(PtsError):

@@ -141,5 +141,3 @@ def _states(
         for handle in handles:
             handle.remove()
     return {block: torch.stack(rows) for block, rows in found.items()}
-
-
