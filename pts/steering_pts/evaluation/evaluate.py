@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
@@ -166,6 +167,7 @@ def evaluate(task: EvaluationTask, oracle: Oracle, progress: RunProgress) -> Eva
         effects=effects,
         remarks=(*task.remarks, *left_out, *without, *_warnings(measurement)),
         seconds=time.perf_counter() - started,
+        created=dt.datetime.now(dt.UTC).replace(microsecond=0),
     )
 
 

@@ -33,6 +33,7 @@ class EvaluationReport:
         effects: Side effects; None where they were not measured.
         remarks: A sentence for each arm or figure that was left out, and for what should be known.
         seconds: How long it took, of this command.
+        created: When it was finished.
     """
 
     model: str
@@ -44,6 +45,7 @@ class EvaluationReport:
     effects: SideEffects | None
     remarks: tuple[str, ...]
     seconds: float
+    created: dt.datetime
 
     def to_json(self) -> dict[str, Any]:
         """The object of `evaluation.json`."""
@@ -51,7 +53,7 @@ class EvaluationReport:
         random = figures.random
         return {
             "schema": SCHEMA,
-            "created": dt.datetime.now(dt.UTC).replace(microsecond=0).isoformat(),
+            "created": self.created.isoformat(),
             "model": self.model,
             "dataset": self.dataset,
             "problems": len(self.measurement.problems),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Final
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 
 from steering_client import AsyncClient
@@ -28,7 +29,8 @@ IN_FLIGHT: Final = 384
 """Completions that are asked for at a time: enough to keep a server's batch full, far from where it refuses."""
 _CONNECT_SECONDS: Final = 10.0
 _LONGEST_WAIT_SECONDS: Final = 5.0
-PATIENCE_SECONDS: Final = 60.0
+_PATIENCE_SECONDS: Final = 60.0
+"""How long a server may answer nobody before it is given up: a full one makes some wait, but it answers others."""
 _TRANSIENT: Final = (UnavailableError, ResourceExhaustedError)
 _AGAIN: Final = "the same command goes on where this one stopped"
 
@@ -63,19 +65,18 @@ class Wanted:
 class ServedCompletions:
     """Completions that a server makes, or has made: those that the journal holds are not made again."""
 
-    def __init__(self, target: str, stamp: str, journal: Journal, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, target: str, stamp: str, journal: Journal) -> None:
         """Remembers where they come from.
 
         Args:
             target: `host:port` of the server.
             stamp: What identifies its model, as far as that is known.
             journal: Keeps them.
-            patience: Seconds for which a request is tried again while the server is full or away.
         """
         self._target = target
         self._stamp = stamp
         self._journal = journal
-        self._patience = patience
+        self._answered = monotonic()
 
     def complete(
         self, wanted: Sequence[Wanted], phase: str, progress: RunProgress
@@ -111,6 +112,7 @@ class ServedCompletions:
         self, missing: Sequence[tuple[Wanted, list[str]]], keep: Callable[[str, Sample], None]
     ) -> None:
         most = max(len(keys) for _, keys in missing)
+        self._answered = monotonic()
         async with AsyncClient(self._target) as client:
 
             async def make(item: tuple[Wanted, list[str]]) -> None:
@@ -141,13 +143,14 @@ class ServedCompletions:
             ) from error
         except SteeringError as error:
             raise EndpointError(f"{self._target} refused a completion: {error}") from error
+        self._answered = monotonic()
         return list(map(sample_of, completions))
 
     def _retrying(self) -> AsyncRetrying:
         return AsyncRetrying(
             retry=retry_if_exception_type(_TRANSIENT),
             wait=_wait,
-            stop=stop_after_delay(self._patience),
+            stop=lambda _: monotonic() - self._answered >= _PATIENCE_SECONDS,
             reraise=True,
         )
 

@@ -73,8 +73,8 @@ def _arms_table(figures: Figures) -> Table:
 
 
 def _effects_table(figures: Figures) -> Table:
-    columns = ("completions", "steered steps", "tokens", "cut off", "censored", "repeated")
-    table = _table("what else is different", "arm", columns)
+    columns = ("n", "steered", "tokens", "cut off", "censored", "repeated")
+    table = _table("completions, and steered steps and tokens of one", "arm", columns)
     for arm in figures.arms:
         if arm.kind is not ArmKind.RANDOM:
             table.add_row(Text(title(arm)), *_effects_cells([arm]))
