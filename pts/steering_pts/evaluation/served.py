@@ -104,9 +104,9 @@ def read_vectors(
     for path in _files(paths, faults):
         try:
             data = path.read_bytes()
-            vector = parse_vector(data, path.name)
+            vector = parse_vector(data, str(path))
         except VectorFileError as error:
-            faults.append(f"{path.parent / str(error)}")
+            faults.append(str(error))
             continue
         except OSError as error:
             faults.append(f"{path} can't be read: {error.strerror}")
