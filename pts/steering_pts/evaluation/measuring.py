@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -147,7 +148,15 @@ class Measuring:
             (STEERED, ArmKind.STEERED, steered(vectors)),
         ]
         if self.settings.each and len(vectors) > 1:
-            specs += [(f"{STEERED}: {one.name}", ArmKind.STEERED, steered([one])) for one in vectors]
+            count = Counter(one.name for one in vectors)
+            specs += [
+                (
+                    f"{STEERED}: {one.name if count[one.name] == 1 else one.id}",
+                    ArmKind.STEERED,
+                    steered([one]),
+                )
+                for one in vectors
+            ]
         if ArmKind.STRENGTH_0 in wanted:
             specs.append(("strength_0", ArmKind.STRENGTH_0, steered(vectors, 0.0)))
         if ArmKind.FLIPPED in wanted:
