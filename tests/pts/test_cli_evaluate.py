@@ -202,16 +202,16 @@ def test_what_is_missing_is_named(run_folder: Path, vectors: list[Path], data: P
     assert error(run_folder, other) == f"{run_folder} and {other} are both runs; evaluate one at a time"
 
 
-def test_a_vector_for_another_model_is_refused(
+def test_vectors_for_another_model_are_refused_together(
     server: LiveServer, ending_folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    path = save_random_vector(
-        tmp_path, load_model(str(ending_folder)), "foreign", [0], model_config_digest="0" * 64
-    )
+    loaded = load_model(str(ending_folder))
+    paths = [
+        save_random_vector(tmp_path, loaded, name, [0], model_config_digest="0" * 64)
+        for name in ("strange", "foreign")
+    ]
 
-    ended = run_pts(*arguments(path, server=server, data=data, out=tmp_path / "out"))
+    ended = run_pts(*arguments(*paths, server=server, data=data, out=tmp_path / "out"))
 
-    assert (
-        "does not load the vector foreign: made for the model 'tiny' with another configuration"
-        in ended.error()
-    )
+    fault = "made for the model 'tiny' with another configuration"
+    assert ended.error() == f"{server.address} does not load foreign: {fault}; strange: {fault}"

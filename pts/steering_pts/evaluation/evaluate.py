@@ -139,7 +139,8 @@ def evaluate(task: EvaluationTask, oracle: Oracle, progress: RunProgress) -> Eva
         with task.served.target() as target:
             info = served_model(target)
             prompts, room = _prompts(task, tokenizer, target, info)
-            load_into(target, [*task.vectors, *(one for row in randoms for one in row)])
+            load_into(target, task.vectors)
+            load_into(target, [one for row in randoms for one in row])
             measuring = Measuring(
                 completions=ServedCompletions(target, task.served.stamp(info), journal),
                 problems=task.problems,

@@ -59,7 +59,7 @@ def _arms_figure(figures: Figures) -> Figure:
             axes.errorbar(
                 value,
                 row,
-                xerr=[[value - low], [high - value]],
+                xerr=[[max(value - low, 0.0)], [max(high - value, 0.0)]],  # rounding must not turn it round
                 fmt="o" if arm.kind is ArmKind.STEERED else "D",
                 color=_STEERED if arm.kind is ArmKind.STEERED else _OTHER,
                 capsize=3,

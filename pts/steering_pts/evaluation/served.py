@@ -219,21 +219,24 @@ def randomised(served: ServedVector, number: int, seed: int) -> ServedVector:
 
 
 def load_into(target: str, vectors: Sequence[ServedVector]) -> None:
-    """Loads vectors into a server.
+    """Loads vectors into a server; those that it has already are left as they are.
 
     Raises:
-        EndpointError: The server refuses one, or can't be reached.
+        EndpointError: The server refuses some, all of which are named, or can't be reached.
     """
-    asyncio.run(_load_into(target, vectors))
+    if faults := sorted(asyncio.run(_faults_of_loading(target, vectors))):
+        raise EndpointError(f"{target} does not load " + "; ".join(faults))
 
 
-async def _load_into(target: str, vectors: Sequence[ServedVector]) -> None:
+async def _faults_of_loading(target: str, vectors: Sequence[ServedVector]) -> list[str]:
     async with AsyncClient(target) as client:
 
-        async def load(one: ServedVector) -> None:
+        async def load(one: ServedVector) -> str | None:
             try:
                 await client.load_vector(one.id, file=one.data, sha256=one.sha256)
             except SteeringError as error:
-                raise EndpointError(f"{target} does not load the vector {one.name}: {error}") from error
+                return f"{one.name}: {error}"
+            return None
 
-        await map_concurrently(load, vectors, _LOADS_AT_ONCE)
+        faults = await map_concurrently(load, vectors, _LOADS_AT_ONCE)
+    return [fault for fault in faults if fault is not None]
