@@ -33,7 +33,13 @@ def server(ending_folder: Path) -> Iterator[LiveServer]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return write_problems(tmp_path / "problems.jsonl", 10, first=100)
+    path = tmp_path / "problems.jsonl"
+    rows = [
+        {"question": f"Question {i}?", "answer": str(i), "form": "odd" if i % 2 else "even"}
+        for i in range(100, 110)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +99,19 @@ def test_a_run_is_evaluated_with_its_own_model_sampler_and_oracle(run_folder: Pa
 
 
 def test_people_read_tables(server: LiveServer, vectors: list[Path], data: Path, tmp_path: Path) -> None:
-    ended = run_pts(*arguments(*vectors, server=server, data=data, out=tmp_path / "out"), "--each")
+    ended = run_pts(
+        *arguments(*vectors, server=server, data=data, out=tmp_path / "out"), "--each", "--by", "form"
+    )
 
     assert ended.code == 0, ended.err
     assert "pivot (context), calm (always)" in ended.out
     rows = [line.split()[0] for line in ended.out.splitlines() if line.split()]
-    assert {"unsteered", "steered", "steered:", "strength", "2"} <= set(rows)
+    assert {"unsteered", "steered", "steered:", "strength", "2", "odd", "even"} <= set(rows)
+    groups = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))["by_group"][
+        "form"
+    ]
+    assert {value: group["n"] for value, group in groups.items()} == {"even": 5, "odd": 5}
+    assert (tmp_path / "out" / "evaluation" / "by-form.png").stat().st_size > 0
     assert "strength 0: all 10 completions are the unsteered ones, token for token" in ended.out
     assert "calm has no recorded contexts and recommends no trigger, so it acts at every step" in ended.out
     assert (
@@ -176,7 +189,7 @@ def test_vector_files_that_cannot_be_evaluated_are_told_together(
         ),
         (["--neutral", "no/such/file"], "no/such/file can't be read: No such file or directory"),
         (["--temperature", "0"], "temperature is 0.0; expected above 0"),
-        (["--limit", "2", "--by", "form"], "no problem has the field 'form'; they have none"),
+        (["--limit", "2", "--by", "kind"], "no problem has the field 'kind'; they have form"),
     ],
 )
 def test_what_cannot_be_asked_for(
