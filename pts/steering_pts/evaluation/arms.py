@@ -17,8 +17,8 @@ class ArmKind(StrEnum):
 
     STRENGTH_0 has to be the unsteered arm token for token. FLIPPED steers the other way. RANDOM has random directions
     of the same norm at the same blocks and triggers. SHUFFLED_STEPS steers each completion at as many other steps,
-    drawn at random. FORCED_ALTERNATIVE puts the better token in the place of a worse one, without steering: what
-    steering could reach at best. EVERY_STEP has no trigger.
+    drawn at random. FORCED_ALTERNATIVE puts the better token in the place of a worse one, without steering, wherever a
+    run knows which is better. EVERY_STEP has no trigger.
     """
 
     UNSTEERED = "unsteered"

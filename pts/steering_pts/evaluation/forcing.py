@@ -2,7 +2,8 @@
 
 The run confirmed decisions between a better and a worse token. Where a completion comes to such a decision (the ids so
 far end like a recorded context of the vector) and draws a token that is known as the worse one there, the better
-token takes its place, and generation goes on behind it. Nothing is steered; it is what steering could reach at best.
+token takes its place, and generation goes on behind it. Nothing is steered; it is what better choices are worth, as far
+as the run knows them.
 """
 
 from __future__ import annotations
