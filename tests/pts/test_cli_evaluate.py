@@ -83,7 +83,10 @@ def test_a_run_is_evaluated_with_its_own_model_sampler_and_oracle(run_folder: Pa
 
     assert ended.error().startswith("no problem has the field 'question_'")
 
-    ended = run_pts("evaluate", str(run_folder), "--dataset", str(data), "--random-vectors", "2", "--json")
+    ended = run_pts(
+        *("evaluate", str(run_folder), "--dataset", str(data)),
+        *("--random-vectors", "2", "--servers", "2", "--json"),
+    )
 
     assert ended.code == 0, ended.err
     report = json.loads(ended.out)

@@ -17,6 +17,7 @@ from steering_pts.prompts import question_prompt
 from steering_pts.seeds import derive_seed
 from steering_spec import ContextTrigger, ProbeTrigger, SteeringRule
 from tests.support.evaluation import CONTEXTS, run, save_vectors, task
+from tests.support.models import save_tiny_model
 from tests.support.pts import SAMPLER, make_problems
 from tests.support.server import LiveServer
 from tests.support.vectors import save_random_vector
@@ -36,7 +37,7 @@ def server(ending_folder: Path) -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="module")
 def served(server: LiveServer, ending_folder: Path) -> ServedBy:
-    return ServedBy(str(ending_folder), server.address)
+    return ServedBy(str(ending_folder), (server.address,))
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,7 @@ def test_what_a_vector_file_recommends_is_its_trigger(
     )
 
     def triggers(*paths: Path, trigger: str | None = None) -> list[object]:
-        made = task(ServedBy(None, "localhost:1"), paths, tmp_path, trigger=trigger)
+        made = task(ServedBy(None, ("localhost:1",)), paths, tmp_path, trigger=trigger)
         return [*(one.trigger for one in made.vectors), *made.remarks]
 
     assert triggers(recommending) == [ContextTrigger(min_match_tokens=3)]
@@ -246,7 +247,7 @@ def test_an_endpoint_needs_no_model_here(
     served: ServedBy, report: EvaluationReport, vectors: list[Path], tmp_path: Path
 ) -> None:
     alone = run(
-        task(ServedBy(None, served.endpoint), vectors[:1], tmp_path, divergence=True, random_vectors=0)
+        task(ServedBy(None, served.endpoints), vectors[:1], tmp_path, divergence=True, random_vectors=0)
     )
 
     assert alone.effects is None
@@ -274,12 +275,39 @@ def test_a_completion_that_steering_breaks_is_incorrect(
             assert not sample.broken or verdict is Verdict.INCORRECT
 
 
+def test_servers_share_the_work_and_the_result_is_that_of_one(
+    served: ServedBy, server: LiveServer, ending_folder: Path, vectors: list[Path], tmp_path: Path
+) -> None:
+    alone = run(task(served, vectors[:1], tmp_path / "alone"))
+    before = server.stats().generated_tokens
+    with LiveServer(ending_folder) as other:
+        both = ServedBy(str(ending_folder), (server.address, other.address))
+        together = run(task(both, vectors[:1], tmp_path / "together"))
+        shares = (server.stats().generated_tokens - before, other.stats().generated_tokens)
+
+    assert together.figures == alone.figures
+    assert together.measurement.steered == alone.measurement.steered
+    assert min(shares) > sum(shares) / 4
+
+
+def test_servers_of_different_models_do_not_share_the_work(
+    served: ServedBy, vectors: list[Path], tmp_path: Path
+) -> None:
+    other = save_tiny_model(tmp_path / "other", "llama")
+    with LiveServer(other) as strange:
+        both = ServedBy(None, (*served.endpoints, strange.address))
+        with pytest.raises(
+            EndpointError, match=f"{strange.address} does not serve what {served.endpoints[0]} serves"
+        ):
+            run(task(both, vectors[:1], tmp_path / "out"))
+
+
 def test_a_server_that_is_full_is_asked_again(
     ending_folder: Path, vectors: list[Path], tmp_path: Path
 ) -> None:
     kinds = frozenset({ArmKind.UNSTEERED, ArmKind.STEERED})
     with LiveServer(ending_folder, max_queued=12) as small:
-        report = run(task(ServedBy(str(ending_folder), small.address), vectors[:1], tmp_path, kinds=kinds))
+        report = run(task(ServedBy(str(ending_folder), (small.address,)), vectors[:1], tmp_path, kinds=kinds))
         wanted = len(report.measurement.arms) * 12 * 2
 
     assert (tmp_path / JOURNAL).read_bytes().count(b"\n") == wanted
@@ -290,13 +318,13 @@ def test_a_server_that_goes_away_is_given_up_and_nothing_is_lost(
 ) -> None:
     monkeypatch.setattr("steering_pts.evaluation.sampling._PATIENCE_SECONDS", 0.5)
     with LiveServer(ending_folder) as server:
-        run(task(ServedBy(str(ending_folder), server.address), vectors[:1], tmp_path, random_vectors=0))
+        run(task(ServedBy(str(ending_folder), (server.address,)), vectors[:1], tmp_path, random_vectors=0))
         kept = (tmp_path / JOURNAL).read_bytes()
         server.close_engine()
         with pytest.raises(
-            EndpointError, match=r"makes no completions any more \(.*\); the same command goes on"
+            EndpointError, match=r"no completions come any more \(.*\); the same command goes on"
         ):
-            run(task(ServedBy(str(ending_folder), server.address), vectors[:1], tmp_path))
+            run(task(ServedBy(str(ending_folder), (server.address,)), vectors[:1], tmp_path))
 
     assert (tmp_path / JOURNAL).read_bytes() == kept
 
@@ -307,14 +335,14 @@ def test_a_server_that_is_not_there_is_told(
     monkeypatch.setattr("steering_pts.evaluation.sampling._CONNECT_SECONDS", 0.2)
 
     with pytest.raises(EndpointError, match=r"no server answered at localhost:1 within"):
-        run(task(ServedBy(None, "localhost:1"), vectors[:1], tmp_path))
+        run(task(ServedBy(None, ("localhost:1",)), vectors[:1], tmp_path))
     with pytest.raises(EndpointError, match="'nowhere' is no address of a server; expected HOST:PORT"):
-        run(task(ServedBy(None, "nowhere"), vectors[:1], tmp_path))
+        run(task(ServedBy(None, ("nowhere",)), vectors[:1], tmp_path))
 
 
 def test_settings_that_cannot_be_are_told_together() -> None:
     with pytest.raises(EvaluationError) as caught:
-        task(ServedBy(None, "a:1"), [], Path(), samples=0, control_samples=2, random_vectors=-1)
+        task(ServedBy(None, ("a:1",)), [], Path(), samples=0, control_samples=2, random_vectors=-1)
 
     assert str(caught.value) == (
         "samples is 0; expected 1 to 128; control samples are 2; expected 1 to 0, the samples of the main arms, "

@@ -79,9 +79,14 @@ def evaluate(
         str | None, typer.Option(help="`demo`, a folder, or a hub id; the run's if not given.")
     ] = None,
     endpoint: Annotated[
-        str | None,
-        typer.Option(help="HOST:PORT of a running server; one is started for the purpose if not given."),
+        list[str] | None,
+        typer.Option(
+            help="HOST:PORT of a running server; repeat it to share the work. One is started if not given."
+        ),
     ] = None,
+    servers: Annotated[
+        int, typer.Option(help="Servers to start, each with its share of the cores.", min=1, max=16)
+    ] = 1,
     oracle: Annotated[
         str | None,
         typer.Option(
@@ -188,7 +193,7 @@ def evaluate(
     run, paths = run_and_paths(targets)
     with ExitStack() as open_things:
         ledger = None if run is None else open_things.enter_context(run.read())
-        served = served_by(ledger, model, endpoint, device, dtype)
+        served = served_by(ledger, model, endpoint or (), device, dtype, servers)
         settings = EvaluationSettings(
             sampler=sampler_for(ledger, temperature, top_p, top_k, min_p, max_tokens),
             seed=first_given(seed, None if ledger is None else setting(ledger, "seed", int), 0),

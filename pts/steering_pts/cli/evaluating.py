@@ -69,7 +69,12 @@ def run_and_paths(targets: Sequence[Path]) -> tuple[RunFolder | None, list[Path]
 
 
 def served_by(
-    ledger: LedgerReader | None, model: str | None, endpoint: str | None, device: str, dtype: str | None
+    ledger: LedgerReader | None,
+    model: str | None,
+    endpoints: Sequence[str],
+    device: str,
+    dtype: str | None,
+    servers: int,
 ) -> ServedBy:
     """Where completions come from; model and dtype are the run's where they are not given.
 
@@ -79,9 +84,9 @@ def served_by(
     if ledger is not None:
         model = model or setting(ledger, "model", str)
         dtype = dtype or setting(ledger, "dtype", str)
-    if model is None and endpoint is None:
+    if model is None and not endpoints:
         raise EvaluationError("name the --model to serve, the --endpoint of a running server, or a run")
-    return ServedBy(model, endpoint, device, dtype or "auto")
+    return ServedBy(model, tuple(dict.fromkeys(endpoints)), device, dtype or "auto", servers)
 
 
 def sampler_for(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -46,30 +48,44 @@ class ServedBy:
     Attributes:
         model: `demo`, a folder or a hub id: served here for the purpose where there is no endpoint, and loaded here for
             prompts and side effects; None where only the endpoint has it.
-        endpoint: `host:port` of a running server; None starts one.
+        endpoints: `host:port` of each running server that shares the work; none starts servers.
         device: As the server takes it.
         dtype: As the server takes it.
+        servers: How many to start; each has its share of the cores.
     """
 
     model: str | None
-    endpoint: str | None = None
+    endpoints: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
+    servers: int = 1
 
     @contextmanager
-    def target(self) -> Iterator[str]:
-        """`host:port` of the server, for as long as it is needed.
+    def targets(self) -> Iterator[tuple[str, ...]]:
+        """`host:port` of the servers, for as long as they are needed.
 
         Raises:
-            ServerProcessError: It did not start.
+            ServerProcessError: One did not start.
         """
-        if self.endpoint is not None:
-            yield self.endpoint
-        elif self.model is None:
+        if self.endpoints:
+            yield self.endpoints
+            return
+        if self.model is None:
             raise EvaluationError("name a model to serve, or the endpoint of a running server")
-        else:
-            with server_process(self.model, None, "--device", self.device, "--dtype", self.dtype) as target:
-                yield target
+        options = ("--device", self.device, "--dtype", self.dtype)
+        environment = {}
+        if self.servers > 1 and "OMP_NUM_THREADS" not in os.environ:
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.servers))
+        with ExitStack() as running, ThreadPoolExecutor(self.servers) as starting:
+            # A start takes seconds, mostly of one core, so they start beside each other.
+            started = [
+                starting.submit(
+                    running.enter_context,
+                    server_process(self.model, None, *options, environment=environment),
+                )
+                for _ in range(self.servers)
+            ]
+            yield tuple(one.result() for one in started)
 
     def stamp(self, info: ModelInfo) -> str:
         """What identifies the weights, as far as it can be told without loading them: a changed file changes it."""
@@ -136,13 +152,14 @@ def evaluate(task: EvaluationTask, oracle: Oracle, progress: RunProgress) -> Eva
         for number in range(settings.random_vectors if ArmKind.RANDOM in settings.kinds else 0)
     ]
     with Journal(task.folder / JOURNAL) as journal, Journal(task.folder / VERDICTS) as verdicts:
-        with task.served.target() as target:
-            info = served_model(target)
-            prompts, room = _prompts(task, tokenizer, target, info)
-            load_into(target, task.vectors)
-            load_into(target, [one for row in randoms for one in row])
+        with task.served.targets() as targets:
+            info = served_model(targets)
+            prompts, room = _prompts(task, tokenizer, info)
+            for target in targets:
+                load_into(target, task.vectors)
+                load_into(target, [one for row in randoms for one in row])
             measuring = Measuring(
-                completions=ServedCompletions(target, task.served.stamp(info), journal),
+                completions=ServedCompletions(targets, task.served.stamp(info), journal),
                 problems=task.problems,
                 prompts=prompts,
                 room=room,
@@ -187,7 +204,7 @@ def load_tokenizer(model: str) -> Any:
 
 
 def _prompts(
-    task: EvaluationTask, tokenizer: Any, target: str, info: ModelInfo
+    task: EvaluationTask, tokenizer: Any, info: ModelInfo
 ) -> tuple[dict[str, Prompt], dict[str, int]]:
     """The prompt of each problem, as ids where the tokenizer is here, and the room that each leaves."""
     raw = task.settings.raw
@@ -200,7 +217,9 @@ def _prompts(
         return prompts, {}
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     if digest != info.tokenizer_digest:
-        raise EndpointError(f"{target} serves another model than {task.served.model}: its tokenizer differs")
+        raise EndpointError(
+            f"{info.facts.name}, which is served, is another model than {task.served.model}: its tokenizer differs"
+        )
     ids = {name: prompt_ids(tokenizer, prompt) for name, prompt in prompts.items()}
     room = {name: info.facts.max_context_tokens - len(own) for name, own in ids.items()}
     if long := [name for name, left in room.items() if left < 1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Final
@@ -23,10 +24,10 @@ from steering_pts.errors import EndpointError
 from steering_pts.evaluation.journal import Journal, key_of
 from steering_pts.evaluation.samples import BROKEN, Sample, from_json, sample_of, to_json
 from steering_pts.progress import RunProgress
-from steering_spec import Chat, ModelInfo, PromptIds, PromptText, SamplingParams, SteeringSpec
+from steering_spec import Chat, Completion, ModelInfo, PromptIds, PromptText, SamplingParams, SteeringSpec
 
 IN_FLIGHT: Final = 384
-"""Completions that are asked for at a time: enough to keep a server's batch full, far from where it refuses."""
+"""Completions that a server is asked for at a time: enough to keep its batch full, far from where it refuses."""
 _CONNECT_SECONDS: Final = 10.0
 _LONGEST_WAIT_SECONDS: Final = 5.0
 _PATIENCE_SECONDS: Final = 60.0
@@ -63,17 +64,17 @@ class Wanted:
 
 
 class ServedCompletions:
-    """Completions that a server makes, or has made: those that the journal holds are not made again."""
+    """Completions that servers make, or have made: those that the journal holds are not made again."""
 
-    def __init__(self, target: str, stamp: str, journal: Journal) -> None:
+    def __init__(self, targets: Sequence[str], stamp: str, journal: Journal) -> None:
         """Remembers where they come from.
 
         Args:
-            target: `host:port` of the server.
-            stamp: What identifies its model, as far as that is known.
+            targets: `host:port` of each server that shares the work, at least one; all serve the same.
+            stamp: What identifies their model, as far as that is known.
             journal: Keeps them.
         """
-        self._target = target
+        self._targets = tuple(targets)
         self._stamp = stamp
         self._journal = journal
         self._answered = monotonic()
@@ -113,36 +114,41 @@ class ServedCompletions:
     ) -> None:
         most = max(len(keys) for _, keys in missing)
         self._answered = monotonic()
-        async with AsyncClient(self._target) as client:
+        async with AsyncExitStack() as connections:
+            servers = [
+                _Server(target, await connections.enter_async_context(AsyncClient(target)))
+                for target in self._targets
+            ]
 
             async def make(item: tuple[Wanted, list[str]]) -> None:
                 one, keys = item
-                for key, sample in zip(keys, await self._ask(client, one), strict=True):
+                for key, sample in zip(keys, await self._ask(servers, one), strict=True):
                     keep(key, sample)
 
-            await map_concurrently(make, missing, max(1, IN_FLIGHT // most))
+            await map_concurrently(make, missing, max(1, len(servers) * IN_FLIGHT // most))
 
-    async def _ask(self, client: AsyncClient, one: Wanted) -> list[Sample]:
+    async def _ask(self, servers: Sequence[_Server], one: Wanted) -> list[Sample]:
+        # The least loaded server first; one that is full or away passes a request on to the next.
+        order = sorted(servers, key=lambda server: server.in_flight)
+        server = order[0]
         try:
             async for attempt in self._retrying():
+                server = order[(attempt.retry_state.attempt_number - 1) % len(order)]
                 with attempt:
-                    completions = await client.generate_many(
-                        one.prompt, sampling=one.sampling, steering=one.steering, steering_trace=True
-                    )
+                    completions = await server.complete(one)
         except InvalidArgumentError as error:
             if error.reason != "NOT_FINITE":
-                raise EndpointError(f"{self._target} refused a completion: {error}") from error
+                raise EndpointError(f"{server.target} refused a completion: {error}") from error
             if one.sampling.n == 1:
                 return [BROKEN]
             # One of them was steered too strongly; which, only their own requests tell.
-            singles = [await self._ask(client, one.single(index)) for index in range(one.sampling.n)]
+            singles = [await self._ask(servers, one.single(index)) for index in range(one.sampling.n)]
             return [sample for (sample,) in singles]
         except _TRANSIENT as error:
-            raise EndpointError(
-                f"{self._target} makes no completions any more ({error}); {_AGAIN}"
-            ) from error
+            names = " and ".join(self._targets)
+            raise EndpointError(f"{names}: no completions come any more ({error}); {_AGAIN}") from error
         except SteeringError as error:
-            raise EndpointError(f"{self._target} refused a completion: {error}") from error
+            raise EndpointError(f"{server.target} refused a completion: {error}") from error
         self._answered = monotonic()
         return list(map(sample_of, completions))
 
@@ -155,6 +161,25 @@ class ServedCompletions:
         )
 
 
+class _Server:
+    """A server, and how much it has been asked for."""
+
+    def __init__(self, target: str, client: AsyncClient) -> None:
+        self.target = target
+        self.in_flight = 0
+        self._client = client
+
+    async def complete(self, one: Wanted) -> tuple[Completion, ...]:
+        """Asks for completions; raises what the client raises."""
+        self.in_flight += one.sampling.n
+        try:
+            return await self._client.generate_many(
+                one.prompt, sampling=one.sampling, steering=one.steering, steering_trace=True
+            )
+        finally:
+            self.in_flight -= one.sampling.n
+
+
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, SteeringError) and error.retry_after is not None:
@@ -162,21 +187,27 @@ def _wait(state: RetryCallState) -> float:
     return wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT_SECONDS)(state)
 
 
-def served_model(target: str) -> ModelInfo:
-    """What a server serves.
+def served_model(targets: Sequence[str]) -> ModelInfo:
+    """What servers serve, which has to be the same.
 
     Raises:
-        EndpointError: It can't be reached.
+        EndpointError: One can't be reached, or they serve different models.
     """
-    host, _, port = target.rpartition(":")
-    if not host or not port.isdecimal():
-        raise EndpointError(f"{target!r} is no address of a server; expected HOST:PORT")
+    infos = []
+    for target in targets:
+        host, _, port = target.rpartition(":")
+        if not host or not port.isdecimal():
+            raise EndpointError(f"{target!r} is no address of a server; expected HOST:PORT")
+        try:
+            infos.append(asyncio.run(_model_at(target)))
+        except SteeringError as error:
+            raise EndpointError(str(error)) from error
+    for target, info in zip(targets, infos, strict=True):
+        if info != infos[0]:
+            raise EndpointError(f"{target} does not serve what {targets[0]} serves: {info}, not {infos[0]}")
+    return infos[0]
 
-    async def ask() -> ModelInfo:
-        async with AsyncClient(target) as client:
-            return await client.wait_ready(timeout=_CONNECT_SECONDS)
 
-    try:
-        return asyncio.run(ask())
-    except SteeringError as error:
-        raise EndpointError(str(error)) from error
+async def _model_at(target: str) -> ModelInfo:
+    async with AsyncClient(target) as client:
+        return await client.wait_ready(timeout=_CONNECT_SECONDS)
