@@ -9,7 +9,9 @@
     ├── SearchError                a search that can't be run as asked
     ├── EndpointError              a server that can't take part in a run, or none is left that can
     ├── ReportError                a file of results that can't be read; `.problems` lists what is wrong
-    └── InspectionError            a vector file that is not there, or no model to look at it with
+    ├── InspectionError            a vector file that is not there, or no model to look at it with
+    ├── EvaluationError            an evaluation that can't be made as asked
+    └── VectorsError               a folder of vector files that can't be used
 
 Messages say what was wrong, where, and what would be right.
 """
@@ -79,6 +81,14 @@ class LedgerSettingsError(LedgerError):
 
 class SearchError(PtsError):
     """A search that can't be run as asked; the message says what was wrong."""
+
+
+class EvaluationError(PtsError):
+    """An evaluation that can't be made as asked; the message says everything that is wrong."""
+
+
+class VectorsError(PtsError):
+    """A folder of vector files, or what a command keeps beside it, can't be used; the message says why."""
 
 
 class EndpointError(PtsError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,12 +34,16 @@ class ServerProcessError(PtsError):
 
 
 @contextmanager
-def server_process(model: str, vectors: Path) -> Iterator[str]:
+def server_process(
+    model: str, vectors: Path | None, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Starts `steering-server` on a free loopback port and yields `host:port`; stops it at the end.
 
     Args:
         model: What `--model` takes.
-        vectors: Folder of vector files.
+        vectors: Folder of vector files; None begins without any.
+        options: More of the command's options.
+        environment: Variables that it has beside those of this process.
 
     Raises:
         ServerProcessError: It did not start.
@@ -49,14 +54,19 @@ def server_process(model: str, vectors: Path) -> Iterator[str]:
         _TETHERED,
         "--model",
         model,
-        "--vectors",
-        str(vectors),
+        *(() if vectors is None else ("--vectors", str(vectors))),
         "--port",
         "0",
+        *options,
     ]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(  # noqa: S603 -- our own command
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
         try:
             assert process.stdout is not None  # noqa: S101 -- a pipe was asked for

@@ -1,6 +1,7 @@
 """`make bench`: runs every benchmark, or those that are named, and writes `runs/bench/report.json`.
 
-The keys of the engine's ratios are `engine.{comparison}`, those of the search are below `discovery`.
+The keys of the engine's ratios are `engine.{comparison}`, those of the search are below `discovery`, those of
+calibration below `calibration`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import transformers
 from rich.console import Console
 
+from tests.bench.calibration.bench import bench_calibration
 from tests.bench.discovery.bench import bench_discovery
 from tests.bench.discovery.bundled import bench_bundled
 from tests.bench.engine.bench import bench_engine
@@ -35,9 +37,14 @@ def _discovery(_: argparse.Namespace, console: Console) -> dict[str, object]:
     return {"discovery": {**bench_discovery(console), "bundled": {"pivotal": bench_bundled(console)}}}
 
 
+def _calibration(_: argparse.Namespace, console: Console) -> dict[str, object]:
+    return {"calibration": bench_calibration(console)}
+
+
 BENCHMARKS: Final[Mapping[str, Callable[[argparse.Namespace, Console], dict[str, object]]]] = {
     "engine": _engine,
     "discovery": _discovery,
+    "calibration": _calibration,
 }
 
 

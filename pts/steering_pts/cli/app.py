@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from steering_pts.cli.discover import discover
+from steering_pts.cli.evaluate import evaluate
 from steering_pts.cli.export import export
 from steering_pts.cli.grade import grade
 from steering_pts.cli.inspect import inspect
@@ -29,7 +30,7 @@ app = typer.Typer(
     ),
 )
 
-for command in (discover, status, show, export, grade, vectors, report, inspect):
+for command in (discover, status, show, export, grade, vectors, report, inspect, evaluate):
     app.command()(command)
 
 

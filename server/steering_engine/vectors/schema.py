@@ -14,10 +14,10 @@ texts, one for each field of `VectorMetadata`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA: Literal["steering.vector/1"] = "steering.vector/1"
 MAX_CENTROIDS = 1024
@@ -40,6 +40,41 @@ class HeldOutLift(BaseModel):
     lift: Finite
     low95: Finite
     high95: Finite
+
+
+class RecommendedTrigger(BaseModel):
+    """The trigger that a vector was calibrated with; the server takes no notice of it.
+
+    Attributes:
+        kind: `always` acts at every step.
+        block: Block that a probe or centroids are read at; None for the other kinds.
+        min_match: Fewest ids of a context that match, for `context`.
+        threshold: Least probability that fires, for `probe`.
+        min_cosine: Least cosine that fires, for `similarity`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["always", "context", "probe", "similarity"]
+    block: Annotated[int, Field(ge=0)] | None = None
+    min_match: Annotated[int, Field(ge=1)] | None = None
+    threshold: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
+    min_cosine: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Self:
+        wanted = {
+            "always": set(),
+            "context": {"min_match"},
+            "probe": {"block", "threshold"},
+            "similarity": {"block", "min_cosine"},
+        }[self.kind]
+        fields = ("block", "min_match", "threshold", "min_cosine")
+        given = {name for name in fields if getattr(self, name) is not None}
+        if given != wanted:
+            expected = " and ".join(sorted(wanted)) or "nothing else"
+            raise ValueError(f"a trigger of kind {self.kind} has {expected}, not {sorted(given)}")
+        return self
 
 
 class VectorMetadata(BaseModel):
@@ -82,6 +117,7 @@ class VectorMetadata(BaseModel):
     source_run_digest: str = ""
     discovery_settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     held_out_lift: HeldOutLift | None = None
+    recommended_trigger: RecommendedTrigger | None = None
     created: AwareDatetime
     licence: str = ""
 

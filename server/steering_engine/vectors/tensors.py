@@ -168,6 +168,13 @@ def _metadata_problems(named: _Named, metadata: VectorMetadata) -> Iterator[str]
     ):
         if strange := sorted(values.keys() - blocks):
             yield f"metadata {name!r} is for blocks {sorted(values)}, but {strange} have no {tensor}"
+    recommended = metadata.recommended_trigger
+    for kind, tensor, blocks in (
+        ("probe", "probe", probes),
+        ("similarity", "centroids", set(named.centroids)),
+    ):
+        if recommended is not None and recommended.kind == kind and recommended.block not in blocks:
+            yield f"metadata 'recommended_trigger' reads block {recommended.block}, which has no {tensor}"
 
 
 def _context_problems(tensors: Mapping[str, torch.Tensor], metadata: VectorMetadata | None) -> Iterator[str]:

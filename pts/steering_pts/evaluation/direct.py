@@ -1,4 +1,4 @@
-"""Success rates through the client against a server: what is measured is what is served."""
+"""A few arms measured in one go, one completion for each problem, with nothing kept: what a demonstration needs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from steering_client import AsyncClient
 from steering_pts.concurrency import map_concurrently
 from steering_pts.data import Problem
+from steering_pts.evaluation.arms import Arm
 from steering_pts.oracles.base import Oracle, Verdict
 from steering_pts.oracles.registry import judge_all
 from steering_pts.progress import Advance, RunProgress
@@ -20,18 +21,9 @@ from steering_pts.statistics import Estimate, paired_lift
 from steering_spec import (
     Completion,
     FinishReason,
-    SteeringSpec,
 )
 
 _IN_FLIGHT = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One way of steering that is measured; None is unsteered."""
-
-    name: str
-    steering: SteeringSpec | None
 
 
 @dataclass(frozen=True, slots=True)

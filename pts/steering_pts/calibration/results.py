@@ -1,0 +1,150 @@
+"""What a calibration came to, and `calibration.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from steering_engine.vectors.schema import HeldOutLift
+from steering_pts.calibration.halving import Round, Standing
+from steering_pts.calibration.settings import Setting
+
+SCHEMA: Final = "steering.calibration/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What an arm did on draws that had no part in choosing it, against the unsteered arm.
+
+    Attributes:
+        lift: The difference of success rates with its 95 % interval.
+        samples: Completions of each problem.
+        kl: Nats per counted token; None where steering broke the logits.
+        steered_steps: Mean number of steps that a rule acted at, of a completion.
+        by: By value of the field asked for, the same difference.
+    """
+
+    lift: HeldOutLift
+    samples: int
+    kl: float | None
+    steered_steps: float
+    by: Mapping[str, HeldOutLift]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """The calibration of one group.
+
+    Attributes:
+        name: Of the group.
+        events: Decisions that its vectors were made from.
+        rounds: The rounds of the search.
+        standings: What became of every setting.
+        chosen: The best setting; None where none stayed within the budget of divergence.
+        effect: What it did on the problems kept for that; None without a chosen one.
+        reason: Why the group gets no file, in one sentence; empty where it gets one.
+        rollouts: Measurements of the search, those of the unsteered arm included.
+        grid_rollouts: What the full grid takes: every setting, and the unsteered arm, on every validation problem.
+    """
+
+    name: str
+    events: int
+    rounds: tuple[Round, ...]
+    standings: tuple[Standing, ...]
+    chosen: Setting | None
+    effect: Effect | None
+    reason: str
+    rollouts: int
+    grid_rollouts: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether the group gets a file."""
+        return self.chosen is not None and not self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """The calibration of all groups.
+
+    Attributes:
+        groups: In the order given.
+        together: What all that are kept do together; None where none is.
+        test: The same on the test split; None without one.
+        problems: Validation problems.
+        generated: Completions that were made for it in all, tests included; fewer than measurements, because a
+            completion in which no rule would act is that of the unsteered arm.
+    """
+
+    groups: tuple[GroupResult, ...]
+    together: Effect | None
+    test: Effect | None
+    problems: int
+    generated: int
+
+    def as_json(self) -> dict[str, Any]:
+        """What `calibration.json` holds; nothing in it depends on when it was made or how often it was interrupted."""
+        return {
+            "schema": SCHEMA,
+            "problems": self.problems,
+            "generated": self.generated,
+            "together": _effect(self.together),
+            "test": _effect(self.test),
+            "groups": [_group(group, self.test) for group in self.groups],
+        }
+
+
+def _group(group: GroupResult, test: Effect | None) -> dict[str, Any]:
+    last = len(group.rounds)
+    return {
+        "name": group.name,
+        "events": group.events,
+        "rounds": [one._asdict() for one in group.rounds],
+        "settings": [
+            {
+                **_setting(one.setting),
+                "problems": one.draws,
+                "solved": one.solved,
+                "lift": one.strength.lift,
+                "kl": _finite(one.strength.kl),
+                "rounds": one.rounds,
+                "kept": one.rounds == last,
+            }
+            for one in group.standings
+        ],
+        "chosen": None
+        if group.chosen is None
+        else {**_setting(group.chosen), "kept": group.kept, "effect": _effect(group.effect)},
+        "reason": group.reason,
+        "rollouts": group.rollouts,
+        "grid_rollouts": group.grid_rollouts,
+        "test": _effect(test) if group.kept else None,
+    }
+
+
+def _setting(setting: Setting) -> dict[str, Any]:
+    return {
+        "method": setting.method,
+        "block": setting.block,
+        "strength": setting.multiple,
+        "residual_strength": setting.strength,
+        "trigger": str(setting.trigger),
+    }
+
+
+def _effect(effect: Effect | None) -> dict[str, Any] | None:
+    if effect is None:
+        return None
+    return {
+        **effect.lift.model_dump(),
+        "samples": effect.samples,
+        "kl": effect.kl,
+        "steered_steps_mean": effect.steered_steps,
+        "by": {value: lift.model_dump() for value, lift in effect.by.items()},
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
