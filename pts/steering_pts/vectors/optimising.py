@@ -64,9 +64,9 @@ def optimised(
         for _ in range(steps):
             optimiser.zero_grad()
             # At zero the norm has no gradient; torch gives NaN-free zeros there, so the first step is the loss's.
-            (_NORM_PENALTY * vector.norm()).backward()
+            torch.autograd.backward(_NORM_PENALTY * vector.norm())
             for batch in batches:
-                batch.loss(block, residual_norm * vector).backward()
+                torch.autograd.backward(batch.loss(block, residual_norm * vector))
             optimiser.step()
     return (residual_norm * vector).detach().cpu()
 
@@ -101,10 +101,10 @@ class _Batch:
         self._kept: Any = None
 
     def keep(self, most_bytes: int) -> int:
-        """Keeps the keys and values of the rows before the last, if they take no more than this; says what they take."""
+        """Keeps the keys and values of the rows before the last if there is room; says what they take."""
         cache = self._before()
         layers = [] if cache is None else cache.layers
-        size = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        size = sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in layers)
         if size > most_bytes:
             return 0
         self._kept = cache
