@@ -182,22 +182,26 @@ def print_vectors(report: VectorReport, *, as_json: bool) -> None:
 
 
 def _candidate_table(groups: Sequence[Candidates]) -> Table:
-    """Each group's methods, and at each block how alike what two halves of the problems make is."""
-    table = Table(title="candidates", title_justify="left")
-    for name in ("group", "pivots", "contexts end with", "method", "split-half reliability by block"):
-        table.add_column(name, overflow="fold")
+    """Each group's methods, and at each block how alike what two halves of the problems make of it is."""
+    blocks = sorted(
+        {b for group in groups for one in group.metadata.values() for b in one.calibrated_strength}
+    )
+    table = Table(
+        title="candidates, with the split-half reliability of each method at each block",
+        title_justify="left",
+        caption="ids: so many before a decision are looked for; -: they can't tell",
+        caption_justify="left",
+    )
+    table.add_column("group", no_wrap=True)
+    table.add_column("pivots", justify="right")
+    table.add_column("ids", justify="right")
+    table.add_column("method", no_wrap=True)
+    for block in blocks:
+        table.add_column(str(block), justify="right", no_wrap=True)
     for group in groups:
-        first = (
-            group.name,
-            str(group.events),
-            f"{group.min_match} ids" if group.min_match else "nothing alike",
-        )
+        first = (group.name, str(group.events), str(group.min_match or "-"))
         for method, metadata in group.metadata.items():
             found = metadata.split_half_cosine
-            values = ", ".join(
-                f"{block}: {found[block]:.2f}" if block in found else f"{block}: none"
-                for block in sorted(metadata.calibrated_strength)
-            )
-            table.add_row(*first, method, values)
+            table.add_row(*first, method, *(f"{found[b]:.2f}" if b in found else "-" for b in blocks))
             first = ("", "", "")
     return table
