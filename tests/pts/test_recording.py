@@ -360,4 +360,3 @@ def test_what_would_be_sent_elsewhere_gives_the_same_states(
 def test_a_model_in_a_folder_can_not_be_recorded_elsewhere(model: SteeredModel, tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="needs a model by its id on the hub"):
         recorded(model.loaded, tmp_path, RecordingOptions(remote=True))
-

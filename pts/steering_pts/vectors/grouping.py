@@ -18,10 +18,11 @@ GroupBy = Literal["clusters", "tokens"]
 
 MOST_GROUPS = 16
 _MOST_CLUSTERED = 1000  # the tree takes the square of this in memory; the rest joins what is nearest
+_ERRORS = 2.0
 _NOT_WORTH_A_GROUP = 0.02  # of cosine
 _TINY = 1e-9
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,35 +66,30 @@ def group_by_tokens(events: Sequence[PivotEvent], min_events: int) -> Grouping:
 
 
 def group_by_clusters(
-    events: Sequence[PivotEvent],
-    prefix: Floats,
-    chosen: Floats,
-    rejected: Floats,
-    min_events: int,
+    events: Sequence[PivotEvent], prefix: Floats, difference: Floats, min_events: int
 ) -> Grouping:
     """Groups decisions that are taken from like states towards like differences.
 
-    A decision's features are two unit vectors, one after the other: the difference of its better and its worse token's
-    states, and the state that takes the decision, around the mean of these. They are clustered by Ward's method, whose
-    tree is the same every time.
+    At each of some blocks a decision has two unit vectors: the difference of its better and its worse token's states,
+    and the state that takes the decision, around the mean of these. All of them, one after the other, are clustered by
+    Ward's method, whose tree is the same every time.
 
     **How many groups** is chosen on held-out decisions, problem-wise. For every number k, the decisions of four fifths
     of the problems are clustered and each cluster gets its vector, the weighted mean difference. A decision of the
     other problems is then given to the cluster whose mean state is nearest to its own, which is all that a trigger can
-    go by, and scores the cosine between its own difference and that cluster's vector: 0 where the cluster is too small
-    for a vector. The number is the smallest whose weighted mean score is behind the best one's by no more than the
-    standard error of that difference (over problems), or by 0.02, which is not worth another group. (The rule of one
-    standard error is Breiman's, Classification and Regression Trees, 1984, section 3.4.3; the difference is taken on
-    the same decisions, for most of them score alike under both numbers.)
+    go by, and scores the cosine between its own difference and that cluster's vector, the mean over the blocks: 0
+    where the cluster is too small for a vector. The number is the smallest whose weighted mean score is behind the best
+    one's by no more than two standard errors of that difference (over problems), or by 0.02, which is not worth another
+    group. (After Breiman et al., Classification and Regression Trees, 1984, section 3.4.3. The error is that of the
+    difference, on the same decisions, for most of them score alike under both numbers; and it is two errors, not one,
+    because the best of many numbers is best by chance too.)
 
     Args:
         events: The decisions.
-        prefix: States of the rows that take them, `[events, hidden]`, all three at one block in the middle.
-        chosen: States at the better tokens.
-        rejected: States at the worse tokens.
+        prefix: States of the rows that take them, `[events, blocks, hidden]`.
+        difference: States at the better tokens less those at the worse ones, `[events, blocks, hidden]`.
         min_events: Fewest decisions of a group.
     """
-    difference = chosen - rejected
     scores = _held_out_scores(events, prefix, difference, min_events)
     count = _smallest_good_number(scores, events)
     labels = _Clusters(prefix, difference).labels(count)
@@ -129,11 +125,11 @@ def _held_out_scores(
         for count in range(1, most + 1):
             labels = clusters.labels(count)
             members = [train[labels == label] for label in range(count)]
-            means = np.stack([prefix[at].mean(0) for at in members])
-            vectors = _unit(np.stack([weights[at] @ difference[at] for at in members]))
+            means = np.stack([_flat(prefix[at].mean(0)[None])[0] for at in members])
+            vectors = _unit(np.stack([np.tensordot(weights[at], difference[at], axes=1) for at in members]))
             vectors[[len(at) < least for at in members]] = 0
-            nearest = _nearest(prefix[test], means)
-            scores[count - 1][test] = (vectors[nearest] * units[test]).sum(1)
+            nearest = _nearest(_flat(prefix[test]), means)
+            scores[count - 1][test] = (vectors[nearest] * units[test]).sum(-1).mean(-1)
     return scores
 
 
@@ -148,7 +144,7 @@ def _smallest_good_number(scores: Sequence[Floats], events: Sequence[PivotEvent]
         for event, weight, value in zip(events, weights, behind, strict=True):
             of_problem[event.problem_id] += weight * (value - mean)
         error = float(np.sqrt(sum(one**2 for one in of_problem.values())) / weights.sum())
-        if mean <= max(error, _NOT_WORTH_A_GROUP):
+        if mean <= max(_ERRORS * error, _NOT_WORTH_A_GROUP):
             return number
     raise AssertionError("the best is not behind itself")
 
@@ -157,7 +153,7 @@ class _Clusters:
     """Decisions by their features, in any number of clusters."""
 
     def __init__(self, prefix: Floats, difference: Floats) -> None:
-        features = np.hstack([_unit(difference), _unit(prefix - prefix.mean(0))])
+        features = np.hstack([_flat(_unit(difference)), _flat(_unit(prefix - prefix.mean(0)))])
         # Evenly spread over the run, where decisions of one problem stand together.
         self._sample = np.unique(np.linspace(0, len(features) - 1, _MOST_CLUSTERED).round().astype(int))
         sample = features[self._sample]
@@ -186,11 +182,16 @@ def _nearest(rows: Floats, centres: Floats) -> NDArray[np.int64]:
     return nearest
 
 
-def _unit(rows: Floats) -> Floats:
-    """Rows at unit length; zero stays zero."""
-    lengths: Floats = np.linalg.norm(rows, axis=1, keepdims=True).clip(min=_TINY)
-    units: Floats = rows / lengths
+def _unit(states: Floats) -> Floats:
+    """States at unit length, each block's by itself; zero stays zero."""
+    lengths: Floats = np.linalg.norm(states, axis=-1, keepdims=True).clip(min=_TINY)
+    units: Floats = states / lengths
     return units
+
+
+def _flat(states: Floats) -> Floats:
+    """The states of all blocks one after the other, `[events, blocks * hidden]`."""
+    return states.reshape(len(states), -1)
 
 
 def _too_rare(rest: Sequence[PivotEvent], min_events: int) -> tuple[str, ...]:

@@ -118,13 +118,16 @@ class _Batch:
             steered = hidden + vector.to(hidden.dtype)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
+        before = (
+            self._kept if self._kept is not None else self._before()
+        )  # without the vector, so without the hook
         handle = find_blocks(self._loaded.model)[block].register_forward_hook(add_vector)
         try:
             output = self._loaded.model(
                 input_ids=self._ids[:, -1:],
                 attention_mask=self._mask,
                 position_ids=self._positions[:, -1:],
-                past_key_values=_fresh(self._kept if self._kept is not None else self._before()),
+                past_key_values=_fresh(before),
                 use_cache=True,
             )
         finally:

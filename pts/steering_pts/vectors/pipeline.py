@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from steering_engine.errors import VectorFileError
 from steering_engine.loading import LoadedModel
 from steering_engine.vectors.file import load_vector, save_vector
@@ -30,6 +32,7 @@ NameOf = Callable[[EventGroup, int], str]
 """Names a group from the group and its index."""
 
 _TAU = 0.2  # of runs whose settings don't say
+_GROUPING_BLOCKS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +190,14 @@ def _group(
 ) -> Grouping:
     if options.group_by == "tokens":
         return group_by_tokens(events, options.min_events)
-    middle = blocks[len(blocks) // 2]
+    # A few, spread over them: one alone may happen to show little of what differs, and all may be too many to hold.
+    count = min(len(blocks), _GROUPING_BLOCKS)
+    some = [blocks[round(i * (len(blocks) - 1) / max(1, count - 1))] for i in range(count)]
     prefix, chosen, rejected = (
-        recording.states(place, middle).double().numpy() for place in ("prefix", "chosen", "rejected")
+        torch.stack([recording.states(place, block) for block in some], dim=1).numpy()
+        for place in ("prefix", "chosen", "rejected")
     )
-    return group_by_clusters(events, prefix, chosen, rejected, options.min_events)
+    return group_by_clusters(events, prefix, chosen - rejected, options.min_events)
 
 
 def _make_one(
