@@ -71,7 +71,7 @@ def _chosen_probabilities(
     logits: torch.Tensor, chosen: torch.Tensor, sampler: SamplerSettings
 ) -> list[float]:
     """Pi of the chosen ids `[rows]` under the sampler, from logits `[rows, vocab]`."""
-    constant = torch.ones(len(chosen))
+    constant = torch.ones(len(chosen), dtype=torch.float64)
     probabilities = token_probabilities(
         logits,
         constant * sampler.temperature,
