@@ -8,6 +8,8 @@
     │   └── LedgerSettingsError    it belongs to a run with other settings; `.differences` names them
     ├── SearchError                a search that can't be run as asked
     ├── EndpointError              a server that can't take part in a run, or none is left that can
+    ├── RecordingError             states or vectors of a run that can't be recorded, written or read
+    ├── MethodError                pivots of which a method makes no vector
     ├── ReportError                a file of results that can't be read; `.problems` lists what is wrong
     ├── InspectionError            a vector file that is not there, or no model to look at it with
     ├── EvaluationError            an evaluation that can't be made as asked
@@ -93,6 +95,14 @@ class VectorsError(PtsError):
 
 class EndpointError(PtsError):
     """A server that can't take part in a run, or none is left that can; the message names it and says why."""
+
+
+class RecordingError(PtsError):
+    """States that can't be recorded, or a file of a run's vectors that can't be written or read."""
+
+
+class MethodError(PtsError):
+    """Pivots of which a method makes no vector; the message says what it needs and what there is."""
 
 
 class ReportError(PtsError):

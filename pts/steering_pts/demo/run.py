@@ -31,7 +31,8 @@ from steering_pts.prompts import encode_prompts
 from steering_pts.server_process import server_process
 from steering_pts.settings import SamplerSettings, SearchSettings
 from steering_pts.vectors.events import EventGroup
-from steering_pts.vectors.pipeline import MadeVector, VectorOptions, VectorReport, make_vectors
+from steering_pts.vectors.options import VectorOptions
+from steering_pts.vectors.pipeline import MadeVector, VectorReport, make_vectors
 from steering_pts.vectors.selection import Validation
 from steering_spec import ContextTrigger, SteeringRule, SteeringSpec
 
@@ -131,7 +132,8 @@ def _vectors(
 
         prompts = encode_prompts(model, validation, raw=False)
         measure = Validation(model, source, oracle, validation, prompts, _SAMPLER, seed, progress)
-        return make_vectors(ledger, measure, folder.vectors, VectorOptions(), progress, name_of)
+        options = VectorOptions(methods=("paired_difference", "optimised"))
+        return make_vectors(ledger, measure, folder.vectors, options, progress, name_of)
 
 
 def _evaluate(
