@@ -75,7 +75,7 @@ def record(
     for sequence in sequences:
         by_length[len(sequence[2])].append(sequence)
     traced = TransformersModel(loaded.model, task="text-generation", tokenizer=loaded.tokenizer)
-    path = block_path(loaded.model)
+    path = _block_path(loaded.model)
     for length, alike in sorted(by_length.items()):
         size = max(1, _ROWS_PER_FORWARD // length)
         for start in range(0, len(alike), size):
@@ -101,8 +101,7 @@ def _last_rows(
     return saved
 
 
-def block_path(model: torch.nn.Module) -> str:
-    """The name of a model's list of blocks among its modules."""
+def _block_path(model: torch.nn.Module) -> str:
     blocks = find_blocks(model)
     name: str = next(name for name, module in model.named_modules() if module is blocks)
     return name
