@@ -7,7 +7,9 @@
     │   ├── LedgerLockedError      another process is writing to it; `.process` is its id
     │   └── LedgerSettingsError    it belongs to a run with other settings; `.differences` names them
     ├── SearchError                a search that can't be run as asked
-    └── EndpointError              a server that can't take part in a run, or none is left that can
+    ├── EndpointError              a server that can't take part in a run, or none is left that can
+    ├── RecordingError             states that can't be recorded, written or read
+    └── MethodError                pivots of which a method makes no vector
 
 Messages say what was wrong, where, and what would be right.
 """
@@ -81,3 +83,11 @@ class SearchError(PtsError):
 
 class EndpointError(PtsError):
     """A server that can't take part in a run, or none is left that can; the message names it and says why."""
+
+
+class RecordingError(PtsError):
+    """States that can't be recorded, or a file of them that can't be written or read; the message says which and why."""
+
+
+class MethodError(PtsError):
+    """Pivots of which a method makes no vector; the message says what it needs and what there is."""

@@ -1,17 +1,13 @@
-"""Pivot events: the decisions from which vectors are made, and how they are put into groups."""
+"""Pivot events: the decisions from which vectors are made, and groups of alike ones."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steering_engine.steering.contexts import MAX_CONTEXT_TOKENS
 from steering_pts.ledger import LedgerReader
 from steering_pts.ledger.records import PivotRecord
-
-MIN_SHARED_CONTEXT = 2
-"""A group's contexts must end with this many equal ids: a trigger on a single token would fire almost anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +18,24 @@ class PivotEvent:
         prefix_ids: Prompt and completion before the decision; the pivot is steered at the row of the last id.
         chosen_id: The better token.
         rejected_id: The worse token.
-        weight: |effect| of the pivot on P(success).
+        effect: Of the token that was generated there, on P(success): above 0 where that was the better one.
+        problem_id: The problem, by which held-out parts are taken; events of one problem are never on both sides.
+        completion_id: The completion.
+        position: Index of the generated token, and so the step.
     """
 
     prefix_ids: tuple[int, ...]
     chosen_id: int
     rejected_id: int
-    weight: float
+    effect: float
+    problem_id: str = ""
+    completion_id: str = ""
+    position: int = 0
+
+    @property
+    def weight(self) -> float:
+        """|effect|: how much the decision matters, and so how much it counts."""
+        return abs(self.effect)
 
     @property
     def context(self) -> tuple[int, ...]:
@@ -42,11 +49,19 @@ class EventGroup:
 
     Attributes:
         events: The decisions.
-        min_match: How many ids all their contexts share at the end.
+        min_match: With how many of its last ids a context has to agree to be one of theirs; 0 where contexts can't
+            tell where to act, and the vector's file has none.
     """
 
     events: tuple[PivotEvent, ...]
     min_match: int
+
+    @property
+    def contexts(self) -> tuple[tuple[int, ...], ...]:
+        """The distinct contexts by which the vector knows where to act, in order; none without a `min_match`."""
+        if not self.min_match:
+            return ()
+        return tuple(sorted({event.context for event in self.events if len(event.context) >= self.min_match}))
 
 
 def events_of_run(ledger: LedgerReader) -> list[PivotEvent]:
@@ -57,57 +72,15 @@ def events_of_run(ledger: LedgerReader) -> list[PivotEvent]:
 def _event(ledger: LedgerReader, pivot: PivotRecord) -> PivotEvent:
     completion = ledger.completion(pivot.completion_id)
     assert completion is not None  # noqa: S101 -- the ledger's foreign keys hold this
-    prefix = (*completion.prompt_ids, *completion.ids[: pivot.position])
-    return PivotEvent(prefix, pivot.chosen_id, pivot.rejected_id, abs(pivot.delta))
-
-
-def group_events(
-    events: Sequence[PivotEvent], min_events: int, decode: Callable[[Sequence[int]], str]
-) -> tuple[list[EventGroup], list[str]]:
-    """Groups decisions between the same two tokens, then what is left by the ids before it.
-
-    Args:
-        events: The decisions.
-        min_events: Fewest decisions of a group.
-        decode: Turns ids into text, for the sentences.
-
-    Returns:
-        Groups of at least `min_events` events with a shared context, the largest first, and one sentence for what
-        was left out and why.
-    """
-    groups: list[EventGroup] = []
-    left_out: list[str] = []
-    remaining: list[PivotEvent] = []
-    for members in _by_key(events, lambda event: (event.chosen_id, event.rejected_id)).values():
-        shared = shared_suffix([event.context for event in members])
-        if len(members) < min_events:
-            remaining += members
-        elif shared < MIN_SHARED_CONTEXT:
-            chosen, rejected = decode([members[0].chosen_id]), decode([members[0].rejected_id])
-            left_out.append(
-                f"{len(members)} decisions between {chosen!r} and {rejected!r}: fewer than {MIN_SHARED_CONTEXT} "
-                "equal tokens stand before all of them, so no context can tell where to act"
-            )
-        else:
-            groups.append(EventGroup(tuple(members), shared))
-    rare = 0
-    for members in _by_key(remaining, lambda event: event.context[-MIN_SHARED_CONTEXT:]).values():
-        if len(members) >= min_events and len(members[0].context) >= MIN_SHARED_CONTEXT:
-            groups.append(EventGroup(tuple(members), shared_suffix([event.context for event in members])))
-        else:
-            rare += len(members)
-    if rare:
-        left_out.append(f"{rare} decisions of kinds that were seen fewer than {min_events} times")
-    return sorted(groups, key=lambda group: -len(group.events)), left_out
-
-
-def _by_key(
-    events: Sequence[PivotEvent], key: Callable[[PivotEvent], Hashable]
-) -> dict[Hashable, list[PivotEvent]]:
-    groups: dict[Hashable, list[PivotEvent]] = defaultdict(list)
-    for event in events:
-        groups[key(event)].append(event)
-    return groups
+    return PivotEvent(
+        prefix_ids=(*completion.prompt_ids, *completion.ids[: pivot.position]),
+        chosen_id=pivot.chosen_id,
+        rejected_id=pivot.rejected_id,
+        effect=pivot.delta,
+        problem_id=pivot.problem_id,
+        completion_id=pivot.completion_id,
+        position=pivot.position,
+    )
 
 
 def shared_suffix(contexts: Sequence[Sequence[int]]) -> int:
@@ -118,3 +91,38 @@ def shared_suffix(contexts: Sequence[Sequence[int]]) -> int:
             break
         length += 1
     return length
+
+
+def problem_halves(events: Sequence[PivotEvent]) -> tuple[list[int], list[int]] | None:
+    """Indices of two halves of the events, as equal as they can be, of which no problem is in both.
+
+    Problems go, the largest first, to the half that is smaller so far; the order of equals is that of the events.
+    None where all events are of one problem.
+    """
+    of_problem: dict[str, list[int]] = {}
+    for index, event in enumerate(events):
+        of_problem.setdefault(event.problem_id, []).append(index)
+    if len(of_problem) < 2:
+        return None
+    halves: tuple[list[int], list[int]] = ([], [])
+    for indices in sorted(of_problem.values(), key=len, reverse=True):
+        min(halves, key=len).extend(indices)
+    return sorted(halves[0]), sorted(halves[1])
+
+
+def problem_folds(problem_ids: Sequence[str], most: int = 5) -> list[int]:
+    """A fold number for every item, such that all items of a problem are in one fold; as equal as they can be.
+
+    Args:
+        problem_ids: The problem of each item.
+        most: Folds at most; there are fewer when there are fewer problems.
+    """
+    counts: dict[str, int] = {}
+    for problem_id in problem_ids:
+        counts[problem_id] = counts.get(problem_id, 0) + 1
+    sizes = [0] * max(1, min(most, len(counts)))
+    fold_of: dict[str, int] = {}
+    for problem_id in sorted(counts, key=lambda one: -counts[one]):
+        fold_of[problem_id] = sizes.index(min(sizes))
+        sizes[fold_of[problem_id]] += counts[problem_id]
+    return [fold_of[problem_id] for problem_id in problem_ids]

@@ -1,20 +1,61 @@
-"""How a direction is made from recorded events: pure functions of states, and one that learns on the frozen model."""
+"""How a direction is made of the recorded states of alike decisions: a registry of methods, all deterministic.
+
+A method is a function from `Material` to a vector `[hidden]` in residual units: its direction is what is steered along,
+its length what a strength of 1 means before calibration.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import logsigmoid
 
-from steering_engine.blocks import find_blocks
 from steering_engine.loading import LoadedModel
-from steering_pts.vectors.events import PivotEvent
+from steering_pts.errors import MethodError
+from steering_pts.vectors.events import PivotEvent, problem_halves
+from steering_pts.vectors.optimising import optimised
 
-OPTIMISER_STEPS = 80
-_LEARNING_RATE = 0.04  # in units of the mean residual norm
-_NORM_PENALTY = 0.02
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """What a direction is made of: decisions, and their states at one block.
+
+    Attributes:
+        loaded: The model, for methods that run it.
+        events: The decisions.
+        block: The block.
+        prefix: resid_post of the row that takes each decision, `[events, hidden]` float32.
+        chosen: resid_post of the better token's row after it, `[events, hidden]`.
+        rejected: That of the worse token's, `[events, hidden]`.
+        residual_norm: Mean norm of resid_post at decisions, over all events of the run.
+    """
+
+    loaded: LoadedModel
+    events: Sequence[PivotEvent]
+    block: int
+    prefix: torch.Tensor
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    residual_norm: float
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """|effect| of each decision, `[events]`."""
+        return torch.tensor([event.weight for event in self.events])
+
+    def part(self, rows: Sequence[int]) -> Material:
+        """Some of the decisions."""
+        at = list(rows)
+        return Material(
+            self.loaded,
+            [self.events[row] for row in at],
+            self.block,
+            self.prefix[at],
+            self.chosen[at],
+            self.rejected[at],
+            self.residual_norm,
+        )
 
 
 def paired_difference(chosen: torch.Tensor, rejected: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -33,75 +74,91 @@ def paired_difference(chosen: torch.Tensor, rejected: torch.Tensor, weights: tor
     return (weights[:, None] * (chosen - rejected)).sum(0) / weights.sum()
 
 
-def optimised(
-    loaded: LoadedModel,
-    events: Sequence[PivotEvent],
-    block: int,
-    residual_norm: float,
-    steps: int = OPTIMISER_STEPS,
-) -> torch.Tensor:
-    """A vector learned on the frozen model to prefer the better token when it is added at the decision's row.
+def context_difference(prefix: torch.Tensor, effects: torch.Tensor) -> torch.Tensor:
+    """Mean state before tokens that turned out for the better, minus that before those for the worse.
 
-    Minimises -log sigmoid(log p(chosen) - log p(rejected)), weighted by the pivots' effects, plus a penalty on the
-    norm (after bi-directional preference optimisation, Cao et al., arXiv 2406.00045). Starts from zero, so it is
-    deterministic.
+    With h_i the state of the row that takes decision i and e_i the effect of the token generated there:
+    sum_{e_i > 0} e_i h_i / sum_{e_i > 0} e_i  -  sum_{e_i < 0} |e_i| h_i / sum_{e_i < 0} |e_i|.
+    It sees what the model was about to do, never what token came, so it can steer where the choice has no word of its
+    own. It tells apart what the two kinds of context have in common otherwise as well; held-out problems decide.
 
     Args:
-        loaded: The model; its weights are not changed.
-        events: The decisions.
-        block: Block whose resid_post the vector is added to.
-        residual_norm: Mean norm of resid_post there, the unit of the step size.
-        steps: Steps of Adam, each over all events.
+        prefix: `[events, hidden]`.
+        effects: `[events]`, signed.
 
     Returns:
         `[hidden]`, in residual units.
+
+    Raises:
+        MethodError: All effects have one sign.
     """
-    device = loaded.device
-    length = max(len(event.prefix_ids) for event in events)
-    input_ids = torch.zeros(len(events), length, dtype=torch.long, device=device)
-    for row, event in enumerate(events):
-        input_ids[row, : len(event.prefix_ids)] = torch.tensor(event.prefix_ids)
-    rows = torch.arange(len(events), device=device)
-    last = torch.tensor([len(event.prefix_ids) - 1 for event in events], device=device)
-    # Logits of the decisions' rows alone: those of all rows are the largest tensor of a model with many ids.
-    kept, column = torch.unique(last, return_inverse=True)
-    chosen = torch.tensor([event.chosen_id for event in events], device=device)
-    rejected = torch.tensor([event.rejected_id for event in events], device=device)
-    weights = torch.tensor([event.weight for event in events], device=device)
-    weights = weights / weights.sum()
-    vector = torch.zeros(loaded.hidden_size, device=device, requires_grad=True)
-
-    def add_vector(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        steered = hidden.index_put((rows, last), (residual_norm * vector).to(hidden.dtype), accumulate=True)
-        return (steered, *output[1:]) if isinstance(output, tuple) else steered
-
-    optimiser = torch.optim.Adam([vector], lr=_LEARNING_RATE)
-    handle = find_blocks(loaded.model)[block].register_forward_hook(add_vector)
-    try:
-        with torch.enable_grad():
-            for _ in range(steps):
-                output = loaded.model(input_ids=input_ids, use_cache=False, logits_to_keep=kept)
-                logits = output.logits[rows, column].float()
-                preference = logits[rows, chosen] - logits[rows, rejected]
-                loss = -(weights * logsigmoid(preference)).sum() + _NORM_PENALTY * vector.norm()
-                optimiser.zero_grad()
-                loss.backward()
-                # At zero the norm has no gradient; torch gives NaN-free zeros there, so the first step is the loss's.
-                optimiser.step()
-    finally:
-        handle.remove()
-    return (residual_norm * vector).detach().cpu()
+    better, worse = effects.clamp(min=0), (-effects).clamp(min=0)
+    if not (better.any() and worse.any()):
+        kind = "better" if better.any() else "worse"
+        raise MethodError(
+            f"context_difference needs tokens that turned out for the better and for the worse; all {len(effects)} "
+            f"here turned out for the {kind}"
+        )
+    return (better @ prefix) / better.sum() - (worse @ prefix) / worse.sum()
 
 
-def split_half_cosine(make: Callable[[list[int]], torch.Tensor], count: int) -> float | None:
-    """Reliability: the cosine between the directions made from the even and from the odd events.
+def first_component(chosen: torch.Tensor, rejected: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """First principal component of the differences between the better and the worse token's states.
+
+    With rows sqrt(w_i) (c_i - r_i): their first right singular vector v, pointing from worse to better in the weighted
+    mean, as long as the differences' weighted mean along it. Differences are taken around zero, as if each pair came
+    in both orders: subtracting their mean would remove the very thing that alike decisions share (representation
+    engineering, Zou et al., arXiv 2310.01405). Against the mean, it follows what most pairs have in common, and a few
+    long differences that point elsewhere turn it less.
 
     Args:
-        make: Makes a direction `[hidden]` from a list of event indices.
-        count: Number of events; with fewer than two there are no halves, and the answer is None.
+        chosen: `[events, hidden]`.
+        rejected: `[events, hidden]`.
+        weights: `[events]`, positive.
+
+    Returns:
+        `[hidden]`, in residual units; zero where the pairs don't agree on any side of it.
     """
-    if count < 2:
+    weight = weights.double() / weights.double().sum()
+    differences = (chosen - rejected).double()
+    scaled = weight.sqrt()[:, None] * differences
+    # The smaller one of the two products has the same first component; float64 leaves its squares exact enough.
+    if len(scaled) <= scaled.shape[1]:
+        along = torch.linalg.eigh(scaled @ scaled.T).eigenvectors[:, -1] @ scaled
+    else:
+        along = torch.linalg.eigh(scaled.T @ scaled).eigenvectors[:, -1]
+    norm = along.norm()
+    if norm == 0:
+        return torch.zeros_like(chosen[0])
+    unit = along / norm
+    return ((weight @ (differences @ unit)) * unit).to(chosen.dtype)
+
+
+Method = Callable[[Material], torch.Tensor]
+
+METHODS: Mapping[str, Method] = {
+    "paired_difference": lambda of: paired_difference(of.chosen, of.rejected, of.weights),
+    "context_difference": lambda of: context_difference(
+        of.prefix, torch.tensor([event.effect for event in of.events])
+    ),
+    "pca": lambda of: first_component(of.chosen, of.rejected, of.weights),
+    "optimised": lambda of: optimised(of.loaded, of.events, of.block, of.residual_norm),
+}
+"""Every method by name. Each raises `MethodError` where the decisions don't have what it needs."""
+
+
+def split_half_cosine(method: Method, material: Material) -> float | None:
+    """Reliability: the cosine between the vectors made of two halves of the decisions that share no problem.
+
+    None where there are no halves, or where the method makes no vector of one of them.
+    """
+    halves = problem_halves(material.events)
+    if halves is None:
         return None
-    first, second = make(list(range(0, count, 2))), make(list(range(1, count, 2)))
-    return float(torch.cosine_similarity(first.double(), second.double(), dim=0))
+    try:
+        first, second = (method(material.part(half)).double() for half in halves)
+    except MethodError:
+        return None
+    if not (first.any() and second.any()):
+        return None
+    return float(torch.cosine_similarity(first, second, dim=0))
