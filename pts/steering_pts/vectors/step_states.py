@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from nnsight import TransformersModel
 
 from steering_engine.loading import LoadedModel
-from steering_pts.vectors.recording import block_path
-
-_ROWS_PER_FORWARD = 4096
+from steering_pts.vectors.reading import Reading, record_rows
 
 Place = tuple[int, int]
 """Index of a completion, and of the generated token that the step predicts."""
@@ -32,50 +28,21 @@ def step_states(
         completions: Pairs of prompt ids and generated ids.
         places: The steps.
         blocks: Blocks to record.
-        on_done: Hears of every completion that is done, with its number of steps.
+        on_done: Hears the tokens of every completion that is done.
 
     Returns:
         `[places, hidden]` float32 on the CPU for each block.
     """
-    states = {block: torch.zeros(len(places), loaded.hidden_size) for block in blocks}
     wanted: dict[int, list[int]] = defaultdict(list)
     for index, (completion, _) in enumerate(places):
         wanted[completion].append(index)
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for completion in wanted:
+    readings = []
+    for completion, indices in wanted.items():
         prompt, ids = completions[completion]
-        by_length[len(prompt) + len(ids) - 1].append(completion)
-    traced = TransformersModel(loaded.model, task="text-generation", tokenizer=loaded.tokenizer)
-    path = block_path(loaded.model)
-    for length, alike in sorted(by_length.items()):  # sequences of equal length, so that nothing is padded
-        size = max(1, _ROWS_PER_FORWARD // length)
-        for start in range(0, len(alike), size):
-            batch = alike[start : start + size]
-            input_ids = torch.tensor([[*completions[c][0], *completions[c][1]][:length] for c in batch])
-            indices = [index for completion in batch for index in wanted[completion]]
-            rows = [row for row, completion in enumerate(batch) for _ in wanted[completion]]
-            columns = [len(completions[places[i][0]][0]) - 1 + places[i][1] for i in indices]
-            found = _rows(traced, path, blocks, input_ids, rows, columns)
-            for block in blocks:
-                states[block][indices] = found[block].float().cpu()
-            if on_done is not None:
-                for completion in batch:
-                    on_done(len(wanted[completion]))
-    return states
-
-
-def _rows(
-    traced: TransformersModel,
-    path: str,
-    blocks: Sequence[int],
-    input_ids: torch.Tensor,
-    rows: Sequence[int],
-    columns: Sequence[int],
-) -> dict[int, torch.Tensor]:
-    saved: dict[int, Any] = {}
-    with torch.no_grad(), traced.trace(input_ids):
-        for block in sorted(blocks):
-            output = traced.get(f"{path}.{block}").output
-            hidden = output[0] if isinstance(output, tuple) else output
-            saved[block] = hidden[rows, columns].save()
-    return saved
+        rows = tuple(len(prompt) - 1 + places[index][1] for index in indices)
+        # What follows the last row that is read would only be computed and thrown away.
+        readings.append(Reading((*prompt, *ids)[: max(rows) + 1], rows))
+    found = record_rows(loaded, readings, blocks, on_done=on_done)
+    order = torch.tensor([index for indices in wanted.values() for index in indices], dtype=torch.int64)
+    back = torch.argsort(order)
+    return {block: rows[back] for block, rows in found.items()}
