@@ -31,16 +31,10 @@ class ReferenceBranch:
     probability: float
     correct: int = 0
     incorrect: int = 0
-    censored: int = 0
 
-    def with_more(self, correct: int, incorrect: int, censored: int) -> ReferenceBranch:
+    def with_more(self, correct: int, incorrect: int) -> ReferenceBranch:
         """The same after more rollouts."""
-        return replace(
-            self,
-            correct=self.correct + correct,
-            incorrect=self.incorrect + incorrect,
-            censored=self.censored + censored,
-        )
+        return replace(self, correct=self.correct + correct, incorrect=self.incorrect + incorrect)
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class ReferenceStep:
 
     @cached_property
     def variance(self) -> Estimate:
-        """The decision variance with its 95 % credible interval; censored rollouts are left out."""
+        """The decision variance with its 95 % credible interval."""
         probabilities = [branch.probability for branch in self.branches]
         counts = [(branch.correct, branch.incorrect) for branch in self.branches]
         rest = max(0.0, 1 - sum(probabilities))
@@ -80,7 +74,6 @@ class ReferenceCompletion:
 
     problem_id: str
     question: str
-    answer: str
     form: str
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
@@ -151,7 +144,7 @@ def _row(completion: ReferenceCompletion) -> dict[str, Any]:
         {
             "position": step.position,
             "branches": [
-                [b.id, round(b.probability, 6), b.correct, b.incorrect, b.censored] for b in step.branches
+                [b.id, round(b.probability, 6), b.correct, b.incorrect] for b in step.branches
             ],
         }
         for step in completion.steps

@@ -1,9 +1,12 @@
-"""Makes the dense reference of pivotal steps: `python -m steering_pts.demo.steps` (about twenty minutes on two cores).
+"""Makes the dense reference of pivotal steps: `python -m steering_pts.demo.steps` (about five minutes on two cores).
 
 One completion of every problem, none of which a search or a choice has seen. A step whose most likely token alone
 certifies that it is not pivotal gets no rollouts; at every other step each likely token is put in its place, and so is
 what all other tokens are together, and hundreds of rollouts go on from there. What comes out is the decision variance
 of every step with an interval; steps whose interval holds tau^2 get more rollouts, and are told apart if it still does.
+
+What it is to judge has no part in it: completions come from transformers' own `generate`, not from the engine, and
+the problems' own rule says which are right, not an oracle.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import torch
 from rich.progress import track
 
 from steering_engine.alias import resolve_model
-from steering_engine.model import SteeredModel
-from steering_pts.data import DataOptions, Problem, load_problems
+from steering_engine.loading import LoadedModel, load_model
+from steering_pts.data import DataOptions, load_problems
+from steering_pts.demo.problems import find_problem, is_correct
 from steering_pts.demo.step_reference import (
     PATH,
     ReferenceBranch,
@@ -28,14 +33,10 @@ from steering_pts.demo.step_reference import (
     bundled_digest,
     save_reference,
 )
-from steering_pts.oracles.base import Oracle, Verdict
-from steering_pts.oracles.registry import judge_all, make_oracle
-from steering_pts.prompts import encode_prompts
-from steering_pts.rollouts import EngineRollouts, RolloutRequest
+from steering_pts.demo.tokenizer import prompt_text
 from steering_pts.seeds import derive_seed
 from steering_pts.settings import SamplerSettings
 from steering_pts.vectors.branches import Branches, branches_of
-from steering_pts.watching import until_for
 
 COMPLETIONS: Final = 120
 ROLLOUTS: Final = 300
@@ -51,27 +52,23 @@ SAMPLER: Final = SamplerSettings(max_tokens=64)  # the longest of 15,000 written
 
 @dataclass(frozen=True, slots=True)
 class ReferenceMaker:
-    """The bundled model, and the oracle that judges what it writes."""
+    """The bundled model on a CPU, whose rollouts are seeded one branch at a time."""
 
-    model: SteeredModel
-    source: EngineRollouts
-    oracle: Oracle
+    loaded: LoadedModel
 
-    def completions(self, problems: Sequence[Problem]) -> list[ReferenceCompletion]:
+    def completions(self, count: int) -> list[ReferenceCompletion]:
         """One completion of each problem, with its branches at every step that may be pivotal; no rollouts yet."""
-        prompts = encode_prompts(self.model, problems, raw=False)
-        requests = [
-            RolloutRequest(prompts[problem.id], SAMPLER.max_tokens, derive_seed(SEED, problem.id, "completion"))
-            for problem in problems
-        ]
-        samples = self.source.sample(requests)
-        pairs = [(request.prefix_ids, sample.ids) for request, sample in zip(requests, samples, strict=True)]
-        scored = branches_of(self.model.loaded, pairs, SAMPLER, LEAST)
+        problems = load_problems("demo:test", DataOptions(limit=count, shuffle_seed=SEED))
+        pairs = []
+        for problem in problems:
+            prompt = tuple(self.loaded.tokenizer.encode(prompt_text(problem.question)))
+            (ids,) = self.sample(prompt, SAMPLER.max_tokens, 1, derive_seed(SEED, problem.id, "completion"))
+            pairs.append((prompt, ids))
+        scored = branches_of(self.loaded, pairs, SAMPLER, LEAST)
         return [
             ReferenceCompletion(
                 problem_id=problem.id,
                 question=problem.question,
-                answer=problem.answer,
                 form=problem.fields["form"],
                 prompt_ids=prompt,
                 ids=ids,
@@ -88,47 +85,73 @@ class ReferenceMaker:
         """The same with rollouts of every branch, and more of them where the first leave it open."""
         steps = []
         for given in completion.steps:
-            step = self._rolled_out(completion, given, 0, ROLLOUTS)
+            step = self._rolled_out(completion, given, ROLLOUTS)
             if step.pivotal(TAU) is None:
-                step = self._rolled_out(completion, step, ROLLOUTS, MORE_ROLLOUTS)
+                step = self._rolled_out(completion, step, MORE_ROLLOUTS)
             steps.append(step)
         return replace(completion, steps=tuple(steps))
 
     def _rolled_out(
-        self, completion: ReferenceCompletion, step: ReferenceStep, first: int, count: int
+        self, completion: ReferenceCompletion, step: ReferenceStep, count: int
     ) -> ReferenceStep:
-        named = tuple(branch.id for branch in step.branches if branch.id is not None)
+        found = find_problem(completion.question)
+        assert found is not None  # noqa: S101 -- it is of the bundled data
+        before = completion.ids[: step.position]
+        named = [branch.id for branch in step.branches if branch.id is not None]
         branches = []
         for branch in step.branches:
-            given = completion.ids[: step.position] + (() if branch.id is None else (branch.id,))
-            prefix = (*completion.prompt_ids, *given)
-            problem = Problem(completion.problem_id, completion.question, completion.answer)
-            requests = [
-                RolloutRequest(
-                    prefix_ids=prefix,
-                    max_tokens=SAMPLER.max_tokens - len(given),
-                    seed=derive_seed(
-                        SEED, completion.problem_id, step.position, -1 if branch.id is None else branch.id, index
-                    ),
-                    banned_first_ids=named if branch.id is None else (),
-                    until=until_for(self.oracle, problem, self._text(given)),
-                )
-                for index in range(first, first + count)
-            ]
-            judgements = judge_all(
-                self.oracle,
-                [
-                    (problem, self._text((*given, *sample.ids)), sample.truncated)
-                    for sample in self.source.sample(requests)
-                ],
+            given = before if branch.id is None else (*before, branch.id)
+            seed = derive_seed(
+                SEED, completion.problem_id, step.position, -1 if branch.id is None else branch.id, count
             )
-            verdicts = [judgement.verdict for judgement in judgements]
-            branches.append(branch.with_more(*(verdicts.count(verdict) for verdict in Verdict)))
+            samples = self.sample(
+                (*completion.prompt_ids, *given),
+                SAMPLER.max_tokens - len(given),
+                count,
+                seed,
+                banned=named if branch.id is None else (),
+            )
+            right = sum(is_correct(found[0], self._text((*given, *sample))) for sample in samples)
+            branches.append(branch.with_more(right, count - right))
         return replace(step, branches=tuple(branches))
 
+    @torch.inference_mode()
+    def sample(
+        self, prefix: Sequence[int], most: int, count: int, seed: int, banned: Sequence[int] = ()
+    ) -> list[tuple[int, ...]]:
+        """What comes after a prefix at temperature 1, `count` times; its first token is none of the banned ones."""
+        end = self.loaded.tokenizer.eos_token_id
+        if prefix[-1] == end:
+            return [()] * count
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            rows = torch.tensor([prefix] * count)
+            if banned:
+                logits = self.loaded.model(input_ids=rows[:1]).logits[0, -1].double()
+                logits[list(banned)] = -torch.inf
+                first = torch.multinomial(logits.softmax(-1), count, replacement=True)
+                rows = torch.cat([rows, first[:, None]], dim=1)
+            tokens = self.loaded.model.generate(
+                input_ids=rows,
+                attention_mask=torch.ones_like(rows),
+                do_sample=True,
+                temperature=SAMPLER.temperature,
+                top_k=SAMPLER.top_k,
+                top_p=SAMPLER.top_p,
+                max_new_tokens=max(1, most - bool(banned)),
+                pad_token_id=end,
+                eos_token_id=end,
+            )
+        return [_ended(row[len(prefix) :].tolist(), end) for row in tokens]
+
     def _text(self, ids: Sequence[int]) -> str:
-        text: str = self.model.loaded.tokenizer.decode(list(ids), skip_special_tokens=True)
+        text: str = self.loaded.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+
+def _ended(ids: list[int], end: int) -> tuple[int, ...]:
+    """Ids up to the one that ends the completion, and with it."""
+    return tuple(ids[: ids.index(end) + 1] if end in ids else ids)
 
 
 def _branches(own: Branches) -> tuple[ReferenceBranch, ...]:
@@ -138,16 +161,9 @@ def _branches(own: Branches) -> tuple[ReferenceBranch, ...]:
 
 def make_reference(count: int = COMPLETIONS) -> StepReference:
     """Samples, scores and rolls out."""
-    problems = load_problems("demo:test", DataOptions(limit=count, shuffle_seed=SEED))
-    model = SteeredModel.load(resolve_model("demo"), device="cpu")
-    oracle = make_oracle("math")
-    try:
-        with EngineRollouts(model, SAMPLER) as source:
-            maker = ReferenceMaker(model, source, oracle)
-            completions = maker.completions(problems)
-            done = tuple(maker.rolled_out(completion) for completion in track(completions, "rolling out"))
-    finally:
-        oracle.close()
+    maker = ReferenceMaker(load_model(resolve_model("demo"), device="cpu"))
+    completions = maker.completions(count)
+    done = tuple(maker.rolled_out(completion) for completion in track(completions, "rolling out"))
     return StepReference(bundled_digest(), SAMPLER, TAU, LEAST, ROLLOUTS, MORE_ROLLOUTS, SEED, done)
 
 

@@ -1,0 +1,153 @@
+"""The steps of a run and their labels, on runs that were really made."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+
+from steering_engine.model import SteeredModel
+from steering_pts.cli.run import RunFolder, sampler_of
+from steering_pts.errors import LedgerError
+from steering_pts.ledger import LedgerReader
+from steering_pts.vectors.branches import branches_of
+from steering_pts.vectors.reading import Reading, record_rows
+from steering_pts.vectors.step_states import step_states
+from steering_pts.vectors.steps import LEAST_BRANCH, StepLabel, StepTable, steps_of_run
+
+TAU = 0.2
+
+
+@pytest.fixture(scope="module")
+def table(model: SteeredModel, finished_run: RunFolder) -> StepTable:
+    with finished_run.read() as ledger:
+        return steps_of_run(ledger, model.loaded, sampler_of(ledger))
+
+
+def prefix(table: StepTable, index: int) -> tuple[int, ...]:
+    step = table.steps[index]
+    prompt, ids = table.completions[step.completion]
+    return (*prompt, *ids[: step.position])
+
+
+def test_every_step_of_every_completion_is_there_once(table: StepTable) -> None:
+    prefixes = {(*p, *ids[:k]) for p, ids in table.completions for k in range(len(ids))}
+
+    found = [prefix(table, index) for index in range(len(table.steps))]
+
+    assert len(found) == len(set(found))
+    assert set(found) == prefixes
+
+
+def test_a_step_is_found_by_its_prefix(table: StepTable) -> None:
+    for index in range(len(table.steps)):
+        assert table.find(prefix(table, index)) == index
+    assert table.find((1, 2, 3)) is None
+    whole = next((*p, *ids) for p, ids in table.completions)
+    assert table.find(whole) is None or prefix(table, table.find(whole) or 0) == whole
+
+
+def test_the_first_character_decides_and_nothing_after_it(
+    table: StepTable, model: SteeredModel
+) -> None:
+    """The run's oracle looks at the first character alone, and half of all first tokens begin with an ASCII one."""
+    tokenizer = model.loaded.tokenizer
+    first, later = set(), set()
+    for step in table.steps:
+        _, ids = table.completions[step.completion]
+        if step.position == 0:
+            first.add(step.label)
+        elif tokenizer.decode(list(ids[: step.position]), skip_special_tokens=True)[:1] not in {"", "\ufffd"}:
+            later.add(step.label)
+    assert first <= {StepLabel.PIVOTAL, StepLabel.UNKNOWN}
+    assert StepLabel.PIVOTAL in first
+    assert StepLabel.PIVOTAL not in later
+    assert StepLabel.ORDINARY in later
+
+
+def test_targets_are_what_labels_say(table: StepTable) -> None:
+    for step, target in zip(table.steps, table.targets(), strict=True):
+        assert target == {"pivotal": True, "ordinary": False, "unknown": None}[step.label]
+    assert sum(table.count(label) for label in StepLabel) == len(table.steps)
+
+
+def test_a_groups_steps_are_its_own_and_no_others(table: StepTable) -> None:
+    pivotal = [index for index, step in enumerate(table.steps) if step.label is StepLabel.PIVOTAL]
+    own, other, *rest = pivotal
+
+    targets = table.group_targets([prefix(table, own)], [prefix(table, other), prefix(table, own)])
+
+    assert targets[own] is True
+    assert targets[other] is False
+    assert all(targets[index] is None for index in rest)
+    for step, target in zip(table.steps, targets, strict=True):
+        if step.label is StepLabel.ORDINARY:
+            assert target is False
+
+
+def test_what_is_certified_is_so_by_its_probabilities(
+    table: StepTable, model: SteeredModel, finished_run: RunFolder
+) -> None:
+    with finished_run.read() as ledger:
+        branches = branches_of(model.loaded, table.completions, sampler_of(ledger), LEAST_BRANCH)
+
+    for step in table.steps:
+        here = branches[step.completion][step.position]
+        assert step.certified == (here.largest_variance < TAU**2)
+        assert not step.certified or step.label is StepLabel.ORDINARY
+
+
+def test_a_ledger_read_again_gives_the_same(
+    table: StepTable, model: SteeredModel, finished_run: RunFolder
+) -> None:
+    with finished_run.read() as ledger:
+        again = steps_of_run(ledger, model.loaded, sampler_of(ledger))
+
+    assert again.steps == table.steps
+
+
+def altered(run: RunFolder, folder: Path, statement: str) -> LedgerReader:
+    folder.mkdir()
+    shutil.copy(run.ledger, folder / "ledger.sqlite")
+    with sqlite3.connect(folder / "ledger.sqlite") as connection:
+        connection.execute(statement)
+    connection.close()
+    return RunFolder(folder).read()
+
+
+def test_without_rollouts_no_step_that_was_searched_is_surely_pivotal(
+    model: SteeredModel, finished_run: RunFolder, tmp_path: Path
+) -> None:
+    with altered(finished_run, tmp_path / "run", "DELETE FROM rollouts") as ledger:
+        table = steps_of_run(ledger, model.loaded, sampler_of(ledger))
+
+    assert table.count(StepLabel.PIVOTAL) == 0
+
+
+def test_a_run_without_the_searchs_settings_is_refused(
+    model: SteeredModel, finished_run: RunFolder, tmp_path: Path
+) -> None:
+    with (
+        altered(finished_run, tmp_path / "run", "DELETE FROM settings WHERE key = 'search.tau'") as ledger,
+        pytest.raises(LedgerError, match=r"'search.tau' is None; expected a number"),
+    ):
+        steps_of_run(ledger, model.loaded, sampler_of(ledger))
+
+
+def test_states_are_those_of_the_row_that_predicts_the_step(model: SteeredModel) -> None:
+    completions = [((10, 11), (40, 41, 42)), ((20, 21, 22), (50, 51)), ((30,), (60, 61, 62, 63))]
+    places = [(2, 3), (0, 0), (1, 1), (0, 2), (2, 0)]
+    tokens: list[int] = []
+
+    states = step_states(model.loaded, completions, places, [0, 2], tokens.append)
+
+    for index, (completion, step) in enumerate(places):
+        prompt, ids = completions[completion]
+        reading = Reading.last((*prompt, *ids[:step]))
+        expected = record_rows(model.loaded, [reading], [0, 2])
+        for block in (0, 2):
+            assert torch.allclose(states[block][index], expected[block][0], atol=1e-5)
+    assert sorted(tokens) == [4, 4, 4]
