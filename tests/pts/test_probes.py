@@ -176,7 +176,7 @@ def test_folds_hold_out_every_step_once_and_problems_whole(steps: list[tuple[boo
         assert known.wanted[~fold].any()
 
 
-SCORES = st.lists(st.floats(-5, 5), min_size=1, max_size=60).map(lambda xs: np.array(xs))
+SCORES = st.lists(st.floats(-5, 5), min_size=1, max_size=60).map(np.array)
 
 
 @given(SCORES, SCORES, st.floats(0, 0.5))

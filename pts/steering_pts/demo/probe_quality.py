@@ -69,9 +69,7 @@ class ProbeQuality:
     ambiguous_fired: int
 
 
-def measure_probe(
-    loaded: LoadedModel, probes: Sequence[ProbeAt], reference: StepReference
-) -> ProbeQuality:
+def measure_probe(loaded: LoadedModel, probes: Sequence[ProbeAt], reference: StepReference) -> ProbeQuality:
     """How well a trigger that fires where any of some probes does tells the reference's pivotal steps.
 
     Args:
@@ -99,9 +97,7 @@ def measure_probe(
     )
 
 
-def _margins(
-    loaded: LoadedModel, probes: Sequence[ProbeAt], reference: StepReference
-) -> NDArray[np.float64]:
+def _margins(loaded: LoadedModel, probes: Sequence[ProbeAt], reference: StepReference) -> NDArray[np.float64]:
     """By how much the best of the probes is above its threshold, in logits, `[steps]`; it fires from 0 on."""
     completions = [(completion.prompt_ids, completion.ids) for completion in reference.completions]
     places = [(number, step) for number, (_, ids) in enumerate(completions) for step in range(len(ids))]

@@ -1,4 +1,4 @@
-"""The dense reference of pivotal steps on the bundled model: completions whose every step was rolled out, from a file."""
+"""The dense reference of pivotal steps on the bundled model: completions with every step rolled out, from a file."""
 
 from __future__ import annotations
 
@@ -143,9 +143,7 @@ def _row(completion: ReferenceCompletion) -> dict[str, Any]:
     row["steps"] = [
         {
             "position": step.position,
-            "branches": [
-                [b.id, round(b.probability, 6), b.correct, b.incorrect] for b in step.branches
-            ],
+            "branches": [[b.id, round(b.probability, 6), b.correct, b.incorrect] for b in step.branches],
         }
         for step in completion.steps
     ]

@@ -1,4 +1,4 @@
-"""Makes the dense reference of pivotal steps: `python -m steering_pts.demo.steps` (about five minutes on two cores).
+"""Makes the dense reference of pivotal steps: `python -m steering_pts.demo.steps` (about four minutes on one core).
 
 One completion of every problem, none of which a search or a choice has seen. A step whose most likely token alone
 certifies that it is not pivotal gets no rollouts; at every other step each likely token is put in its place, and so is
@@ -38,7 +38,7 @@ from steering_pts.seeds import derive_seed
 from steering_pts.settings import SamplerSettings
 from steering_pts.vectors.branches import Branches, branches_of
 
-COMPLETIONS: Final = 120
+COMPLETIONS: Final = 80
 ROLLOUTS: Final = 300
 MORE_ROLLOUTS: Final = 1_500
 SEED: Final = 29
@@ -91,9 +91,7 @@ class ReferenceMaker:
             steps.append(step)
         return replace(completion, steps=tuple(steps))
 
-    def _rolled_out(
-        self, completion: ReferenceCompletion, step: ReferenceStep, count: int
-    ) -> ReferenceStep:
+    def _rolled_out(self, completion: ReferenceCompletion, step: ReferenceStep, count: int) -> ReferenceStep:
         found = find_problem(completion.question)
         assert found is not None  # noqa: S101 -- it is of the bundled data
         before = completion.ids[: step.position]

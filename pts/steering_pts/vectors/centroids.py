@@ -95,6 +95,8 @@ def _means(states: Array, count: int) -> Array:
 
 def largest_cosine(states: Array, centroids: Array) -> Array:
     """The cosine of each state `[rows, hidden]` to the nearest of some centroids, `[rows]`."""
-    units = [rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30) for rows in (states, centroids)]
+    units = [
+        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30) for rows in (states, centroids)
+    ]
     cosines: Array = (units[0] @ units[1].T).max(axis=1)
     return cosines

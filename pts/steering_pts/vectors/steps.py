@@ -23,17 +23,13 @@ import numpy as np
 from steering_engine.loading import LoadedModel
 from steering_pts.errors import LedgerError
 from steering_pts.ledger import LedgerReader
-from steering_pts.ledger.records import CompletionRecord
-from steering_pts.oracles.base import Verdict
-from steering_pts.outcomes import known_outcomes
-from steering_pts.pivots import first_difference
-from steering_pts.search import Trace
-from steering_pts.search.chain import StepPrior, ValueChain
+from steering_pts.search.chain import StepPrior
 from steering_pts.seeds import derive_seed
 from steering_pts.settings import SamplerSettings
 from steering_pts.vectors.branches import Branches, branches_of
+from steering_pts.vectors.draws import StepDraws, draws_of_run
 from steering_pts.vectors.trie import PrefixTrie
-from steering_pts.vectors.variance import Evidence, as_counts, evidence, learned_share
+from steering_pts.vectors.variance import Evidence, evidence, learned_share
 
 LEAST_BRANCH = 0.005
 """Tokens less likely than this are not looked at one by one."""
@@ -43,8 +39,6 @@ HARDLY = 0.02
 """A step is taken for ordinary when it is pivotal with at most this probability; the search gives up there as well."""
 
 _RHO_WEIGHT = 10.0  # open steps that the settings' share of steps that matter counts for when it is learned
-
-_KINDS = {Verdict.CORRECT: 0, Verdict.INCORRECT: 1, Verdict.CENSORED: 2}
 
 
 class StepLabel(StrEnum):
@@ -127,17 +121,6 @@ class StepTable:
         return sum(step.label is label for step in self.steps)
 
 
-@dataclass(slots=True)
-class _Draws:
-    """What followed one step: successes, failures and censored samples by token."""
-
-    by_token: dict[int, list[int]] = field(default_factory=dict)
-    indirect: dict[int, tuple[float, float]] = field(default_factory=dict)
-
-    def add(self, token_id: int, verdict: Verdict) -> None:
-        self.by_token.setdefault(token_id, [0, 0, 0])[_KINDS[verdict]] += 1
-
-
 def steps_of_run(ledger: LedgerReader, loaded: LoadedModel, sampler: SamplerSettings) -> StepTable:
     """The steps of a run's completions with their labels.
 
@@ -155,7 +138,7 @@ def steps_of_run(ledger: LedgerReader, loaded: LoadedModel, sampler: SamplerSett
     branches = branches_of(loaded, pairs, sampler, LEAST_BRANCH)
     trie = PrefixTrie()
     paths = [trie.add((*record.prompt_ids, *record.ids))[len(record.prompt_ids) :] for record in records]
-    draws = _draws(ledger, records, trie, paths, tau, StepPrior(rho, sd))
+    draws = draws_of_run(ledger, records, trie, tau, StepPrior(rho, sd))
     firsts: dict[int, tuple[int, int]] = {}  # of each node, the completion and position where it comes first
     for number, path in enumerate(paths):
         for position, node in enumerate(path[:-1]):
@@ -176,9 +159,7 @@ def steps_of_run(ledger: LedgerReader, loaded: LoadedModel, sampler: SamplerSett
         )
         for node, (number, position) in firsts.items()
     ]
-    return StepTable(
-        tuple(pairs), tuple(steps), trie, {node: index for index, node in enumerate(firsts)}
-    )
+    return StepTable(tuple(pairs), tuple(steps), trie, {node: index for index, node in enumerate(firsts)})
 
 
 def _number(ledger: LedgerReader, name: str) -> float:
@@ -188,72 +169,23 @@ def _number(ledger: LedgerReader, name: str) -> float:
     return float(value)
 
 
-# --- draws ------------------------------------------------------------------------------------------------------------
-
-
-def _draws(
-    ledger: LedgerReader,
-    records: Sequence[CompletionRecord],
-    trie: PrefixTrie,
-    paths: Sequence[Sequence[int]],
-    tau: float,
-    prior: StepPrior,
-) -> dict[int, _Draws]:
-    """What followed each step of the completions, by its node."""
-    draws: dict[int, _Draws] = {}
-
-    def add(prompt: Sequence[int], ids: Sequence[int], free_from: int, verdict: Verdict) -> None:
-        nodes = trie.path((*prompt, *ids))[len(prompt) :]
-        for position, (node, token_id) in enumerate(zip(nodes, ids, strict=False)):
-            if position >= free_from:
-                draws.setdefault(node, _Draws()).add(token_id, verdict)
-
-    for record in records:
-        add(record.prompt_ids, record.ids, 0, record.verdict)
-    of_problem: dict[str, list[CompletionRecord]] = {}
-    for record in records:
-        of_problem.setdefault(record.problem_id, []).append(record)
-    scores = {score.completion_id: score.probabilities for score in ledger.scores()}
-    for record, path in zip(records, paths, strict=True):
-        if record.id not in scores:
-            continue
-        trace = Trace(record.id, scores[record.id], succeeded=record.verdict is Verdict.CORRECT)
-        chain = ValueChain(trace.steps(tau), succeeded=trace.succeeded, tau=tau, prior=prior)
-        for outcome in known_outcomes(record, of_problem[record.problem_id]):
-            chain.add(outcome.divergence, _KINDS[outcome.verdict])
-        for rollout in ledger.rollouts_for(record.id):
-            ids = (*record.ids[: rollout.key.position], *rollout.ids)
-            place = first_difference(ids, record.ids)
-            if place is not None:
-                add(record.prompt_ids, ids, place, rollout.verdict)
-                chain.add(place, _KINDS[rollout.verdict])
-        for index, step in enumerate(chain.candidates):
-            position = chain.steps[step].start
-            own = draws.setdefault(path[position], _Draws())
-            own.indirect[record.ids[position]] = _value_after(chain, index)
-    return draws
-
-
-def _value_after(chain: ValueChain, index: int) -> tuple[float, float]:
-    """What the rest of a completion says of success after one of its candidates, as successes and failures."""
-    step = int(chain.candidates[index])
-    kept = chain.draws[step].copy()
-    chain.set_draws(step, np.zeros_like(kept))
-    posterior = chain.posterior()
-    chain.set_draws(step, kept)
-    return as_counts(float(posterior.value[index]), float(posterior.value_variance[index]))
-
-
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def _evidence(branches: Branches, draws: _Draws, tau: float, node: int) -> list[Evidence]:
+def _evidence(branches: Branches, draws: StepDraws, tau: float, node: int) -> list[Evidence]:
     """What the draws at a step say that its probabilities don't certify.
 
     Censored draws are bounds: the first is without them, and where there are some, others follow for what they may
     have been.
     """
-    judged = [draws.by_token.get(token_id, (0, 0, 0)) for token_id in branches.ids]
+    known = set(branches.ids)
+    others = [token_id for token_id in draws.by_token if token_id not in known]
+    tokens = (*branches.ids, *others)
+    # Those were seen, but how likely they are was not kept: less likely than any branch, and all of them than the rest.
+    each = min(branches.probabilities[-1], branches.rest / max(len(others), 1))
+    probabilities = (*branches.probabilities, *[each] * len(others))
+    rest = max(branches.rest - each * len(others), 0.0)
+    judged = [draws.by_token.get(token_id, (0, 0, 0)) for token_id in tokens]
     tables = [[(float(s), float(f)) for s, f, _ in judged]]
     if any(censored for _, _, censored in judged):
         tables += [
@@ -267,10 +199,10 @@ def _evidence(branches: Branches, draws: _Draws, tau: float, node: int) -> list[
     found = []
     for table in tables:
         counts = [
-            draws.indirect.get(token_id, direct) for token_id, direct in zip(branches.ids, table, strict=True)
+            draws.indirect.get(token_id, direct) for token_id, direct in zip(tokens, table, strict=True)
         ]
         generator = np.random.default_rng(derive_seed(0, node))
-        found.append(evidence(branches.probabilities, counts, branches.rest, tau, generator))
+        found.append(evidence(probabilities, counts, rest, tau, generator))
     return found
 
 

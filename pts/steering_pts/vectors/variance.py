@@ -6,6 +6,7 @@ of success of which some draws were made. A step is pivotal where D >= tau^2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ JEFFREYS = 0.5
 """Successes and failures that a rate is given before any draw: its Jeffreys prior."""
 
 _EDGE = 1e-3  # a rate that was never seen to be otherwise is not therefore exactly 0 or 1
+_MOST_OTHERS = 64
 _ROUNDS = 50
 _MOST_DRAWS = 1e4  # as which something counts that is known without any
 
@@ -45,7 +47,9 @@ def variance_draws(
     count: int,
     prior: float = JEFFREYS,
 ) -> Array:
-    """Draws of D from its posterior, every branch's rate being unknown by itself: Beta(prior + successes, …).
+    """Draws of D from its posterior, every token's rate being unknown by itself: Beta(prior + successes, …).
+
+    All other tokens are taken to be as likely as the least likely of those looked at, 64 at most.
 
     Args:
         probabilities: `[branches]` of the tokens that were looked at.
@@ -58,8 +62,9 @@ def variance_draws(
     Returns:
         `[count]`.
     """
-    pi = np.array([*probabilities, rest])
-    counts = np.array([*draws, (0.0, 0.0)]) + prior
+    others = min(math.ceil(rest / min(probabilities)), _MOST_OTHERS)
+    pi = np.array([*probabilities, *[rest / max(others, 1)] * others])
+    counts = np.array([*draws, *[(0.0, 0.0)] * others]) + prior
     values = generator.beta(counts[:, 0], counts[:, 1], size=(count, len(pi)))
     return decision_variance(pi / pi.sum(), values)
 
