@@ -18,7 +18,7 @@ from steering_pts.progress import RunProgress
 from steering_pts.settings import SamplerSettings
 from steering_pts.vectors.branches import branches_of
 from steering_pts.vectors.reading import Reading, record_rows
-from steering_pts.vectors.step_states import step_states
+from steering_pts.vectors.step_states import record_steps, step_states
 from steering_pts.vectors.steps import LEAST_BRANCH, StepLabel, StepTable, steps_of_run
 from tests.support.pts import ORACLE, SEARCH, write_problems
 
@@ -192,3 +192,22 @@ def test_states_are_those_of_the_row_that_predicts_the_step(model: SteeredModel)
         for block in (0, 2):
             assert torch.allclose(states[block][index], expected[block][0], atol=1e-5)
     assert sorted(tokens) == [4, 4, 4]
+
+
+def test_what_can_be_learned_from_is_recorded_and_nothing_else(table: StepTable, model: SteeredModel) -> None:
+    unknown = [index for index, step in enumerate(table.steps) if step.label is StepLabel.UNKNOWN]
+
+    recorded = record_steps(model.loaded, table, [1], [prefix(table, unknown[0]), (1, 2, 3)])
+
+    labelled = [index for index, step in enumerate(table.steps) if step.label is not StepLabel.UNKNOWN]
+    assert recorded.steps == tuple(sorted([*labelled, unknown[0]]))
+    assert recorded.states[1].shape == (len(recorded.steps), model.loaded.hidden_size)
+    assert recorded.of(table.problem_ids) == [table.steps[index].problem_id for index in recorded.steps]
+
+
+def test_of_ordinary_steps_no_more_are_taken_than_wanted(table: StepTable, model: SteeredModel) -> None:
+    recorded = record_steps(model.loaded, table, [1], most_ordinary=4)
+
+    labels = [table.steps[index].label for index in recorded.steps]
+    assert 2 <= labels.count(StepLabel.ORDINARY) <= 4
+    assert labels.count(StepLabel.PIVOTAL) == table.count(StepLabel.PIVOTAL)
