@@ -8,7 +8,7 @@
     │   └── LedgerSettingsError    it belongs to a run with other settings; `.differences` names them
     ├── SearchError                a search that can't be run as asked
     ├── EndpointError              a server that can't take part in a run, or none is left that can
-    ├── RecordingError             states that can't be recorded, written or read
+    ├── RecordingError             states or vectors of a run that can't be recorded, written or read
     └── MethodError                pivots of which a method makes no vector
 
 Messages say what was wrong, where, and what would be right.
@@ -86,7 +86,7 @@ class EndpointError(PtsError):
 
 
 class RecordingError(PtsError):
-    """States that can't be recorded, or a file of them that can't be written or read; the message says which and why."""
+    """States that can't be recorded, or a file of a run's vectors that can't be written or read."""
 
 
 class MethodError(PtsError):

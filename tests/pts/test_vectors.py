@@ -1,10 +1,12 @@
+"""From a finished run to candidates and vector files."""
+
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,309 +14,83 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from steering_engine.blocks import find_blocks
-from steering_engine.loading import LoadedModel, load_model
 from steering_engine.model import SteeredModel
-from steering_engine.steering.contexts import MAX_CONTEXT_TOKENS
 from steering_engine.vectors.file import load_vector
 from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for, rollouts
 from steering_pts.data import DataOptions, Problem, load_problems
+from steering_pts.errors import RecordingError, SearchError
 from steering_pts.ledger import Ledger
 from steering_pts.ledger.records import PivotRecord
 from steering_pts.oracles.registry import make_oracle
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
 from steering_pts.settings import SamplerSettings, SearchSettings
-from steering_pts.vectors.events import (
-    EventGroup,
-    PivotEvent,
-    events_of_run,
-    group_events,
-    shared_suffix,
-)
-from steering_pts.vectors.methods import optimised, paired_difference, split_half_cosine
-from steering_pts.vectors.pipeline import VectorOptions, VectorReport, make_vectors, spread_blocks
-from steering_pts.vectors.recording import PLACES, record
+from steering_pts.vectors.candidates import file_name
+from steering_pts.vectors.events import PivotEvent, events_of_run
+from steering_pts.vectors.methods import METHODS, Material, split_half_cosine
+from steering_pts.vectors.options import VectorOptions, spread_blocks
+from steering_pts.vectors.pipeline import VectorReport, make_vectors
+from steering_pts.vectors.recording import PLACES, Recording
 from steering_pts.vectors.selection import Validation
-from tests.support.models import save_tiny_model
 from tests.support.pts import SAMPLER, make_problems, rollouts_of
 
 QUIET = RunProgress(quiet=True)
 BLOCKS = (0, 1, 2)
-
-
-def event(prefix: Sequence[int], chosen: int = 40, rejected: int = 41, weight: float = 0.5) -> PivotEvent:
-    return PivotEvent(tuple(prefix), chosen, rejected, weight)
+QUICK = VectorOptions(methods=("paired_difference", "pca"))
 
 
 def never_right(_problem: Problem, _completion: str) -> bool:
     return False
 
 
-# --- recording --------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def run(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A finished run of its own."""
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
 
 
-def hooked_states(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> dict[int, torch.Tensor]:
-    """resid_post of the last row at every block `[rows, hidden]`, from a plain forward with hooks."""
-    states: dict[int, torch.Tensor] = {}
+def vectors_of(
+    run: RunFolder,
+    model: SteeredModel,
+    options: VectorOptions = QUICK,
+    problems: Sequence[Problem] = (),
+    oracle: str = "tests.pts.test_vectors:never_right",
+) -> VectorReport:
+    prompts = encode_prompts(model, problems, raw=False)
+    with rollouts_of(model) as source, run.read() as ledger:
+        validation = Validation(model, source, make_oracle(oracle), problems, prompts, SAMPLER, 0, QUIET)
+        return make_vectors(ledger, validation, run.vectors, options, QUIET)
 
-    def keep(block: int) -> Any:
-        def hook(_module: torch.nn.Module, _args: Any, output: Any) -> None:
-            states[block] = (output[0] if isinstance(output, tuple) else output)[:, -1].detach().clone()
 
-        return hook
+def events_of(run: RunFolder) -> list[PivotEvent]:
+    with run.read() as ledger:
+        return events_of_run(ledger)
 
-    handles = [b.register_forward_hook(keep(i)) for i, b in enumerate(find_blocks(loaded.model))]
-    with torch.no_grad():
-        loaded.model(torch.tensor([list(row) for row in rows]))
-    for handle in handles:
-        handle.remove()
-    return states
 
+def keep_pivots(run: RunFolder, pivots: Sequence[PivotRecord]) -> None:
+    with run.read() as ledger:
+        settings = ledger.settings()
+    with Ledger.open(run.ledger, settings) as ledger:
+        ledger.write_pivots(pivots)
 
-@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma3"])
-def test_recorded_states_are_those_of_a_plain_forward(family: str, tmp_path: Path) -> None:
-    loaded = load_model(str(save_tiny_model(tmp_path, family)))
-    prefix = (5, 6, 7, 8)
 
-    recording = record(loaded, [event(prefix)], BLOCKS)
+def pivots_of(run: RunFolder) -> list[PivotRecord]:
+    with run.read() as ledger:
+        return ledger.pivots()
 
-    before = hooked_states(loaded, [prefix])
-    chosen, rejected = (hooked_states(loaded, [(*prefix, 40), (*prefix, 41)]) for _ in range(2))
-    for block in BLOCKS:
-        assert torch.equal(recording.states["prefix"][block][0], before[block][0])
-        assert torch.equal(recording.states["chosen"][block][0], chosen[block][0])
-        assert torch.equal(recording.states["rejected"][block][0], rejected[block][1])
 
+# --- options ----------------------------------------------------------------------------------------------------------
 
-def test_events_of_many_lengths_keep_their_rows(model: SteeredModel) -> None:
-    events = [event(range(5, 5 + length), 40 + length, 60 + length) for length in (3, 9, 1, 9, 4)]
 
-    recording = record(model.loaded, events, [1])
+def test_wrong_options_are_told_all_at_once() -> None:
+    with pytest.raises(SearchError) as caught:
+        VectorOptions(min_events=0, methods=("magic",), group_by="colour")  # type: ignore[arg-type]
 
-    for index, one in enumerate(events):
-        for place, ids in (
-            ("prefix", one.prefix_ids),
-            ("chosen", (*one.prefix_ids, one.chosen_id)),
-            ("rejected", (*one.prefix_ids, one.rejected_id)),
-        ):
-            expected = hooked_states(model.loaded, [ids])[1][0]
-            assert torch.allclose(recording.states[place][1][index], expected, atol=1e-5)
-
-
-def test_recording_tells_of_every_sequence(model: SteeredModel) -> None:
-    lengths: list[int] = []
-
-    record(model.loaded, [event((5, 6)), event((5, 6, 7))], [0], lengths.append)
-
-    assert sorted(lengths) == [2, 3, 3, 3, 4, 4]
-
-
-def test_the_residual_norm_is_that_before_the_decision(model: SteeredModel) -> None:
-    recording = record(model.loaded, [event((5, 6)), event((7, 8))], [2])
-
-    norms = recording.states["prefix"][2].double().norm(dim=-1)
-    assert recording.residual_norm(2) == pytest.approx(norms.mean().item())
-
-
-def test_recorded_states_are_written_as_they_are(model: SteeredModel, tmp_path: Path) -> None:
-    recording = record(model.loaded, [event((5, 6)), event((7, 8))], [0, 2])
-
-    recording.save(tmp_path / "activations.safetensors")
-
-    tensors = load_file(tmp_path / "activations.safetensors")
-    assert set(tensors) == {f"resid.{block}.{place}" for block in (0, 2) for place in PLACES}
-    for name, tensor in tensors.items():
-        _, block, place = name.split(".")
-        assert torch.equal(tensor, recording.states[place][int(block)])
-    assert [path.name for path in tmp_path.iterdir()] == ["activations.safetensors"]
-
-
-# --- methods ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_paired_difference_is_the_weighted_mean_of_differences() -> None:
-    chosen = torch.tensor([[3.0, 1.0], [1.0, 5.0]])
-    rejected = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
-
-    direction = paired_difference(chosen, rejected, torch.tensor([0.75, 0.25]))
-
-    assert direction.tolist() == [1.5, 1.0]
-
-
-def test_weights_count_by_their_ratio_alone() -> None:
-    chosen, rejected = torch.eye(2), torch.zeros(2, 2)
-
-    one, other = (paired_difference(chosen, rejected, torch.tensor(w)) for w in ([0.25, 0.75], [1.0, 3.0]))
-
-    assert torch.equal(one, other)
-
-
-def preference(loaded: LoadedModel, events: Sequence[PivotEvent], block: int, vector: torch.Tensor) -> float:
-    """Weighted mean of log p(chosen) - log p(rejected) with the vector added at the decisions' rows."""
-    total = 0.0
-
-    def add(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        steered = output.clone()
-        steered[:, -1] += vector
-        return steered
-
-    for one in events:
-        handle = find_blocks(loaded.model)[block].register_forward_hook(add)
-        with torch.no_grad():
-            logprobs = loaded.model(torch.tensor([one.prefix_ids])).logits[0, -1].double().log_softmax(-1)
-        handle.remove()
-        total += one.weight * (logprobs[one.chosen_id] - logprobs[one.rejected_id]).item()
-    return total / sum(one.weight for one in events)
-
-
-EVENTS = [event((5, 6, 7)), event((9, 8), 40, 41, 0.3), event((11, 12, 13, 14, 15), 50, 51, 0.2)]
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-def test_the_optimised_vector_raises_the_preference_for_the_better_token(
-    model: SteeredModel, block: int
-) -> None:
-    loaded = model.loaded
-    norm = record(loaded, EVENTS, [block]).residual_norm(block)
-
-    vector = optimised(loaded, EVENTS, block, norm)
-
-    before = preference(loaded, EVENTS, block, torch.zeros_like(vector))
-    assert preference(loaded, EVENTS, block, vector) > before + 0.05
-    assert preference(loaded, EVENTS, block, -vector) < before
-
-
-def test_the_optimised_vector_is_deterministic(model: SteeredModel) -> None:
-    one, other = (optimised(model.loaded, EVENTS, 1, 1.0) for _ in range(2))
-
-    assert torch.equal(one, other)
-
-
-def test_learning_a_vector_leaves_the_model_as_it_was(model: SteeredModel) -> None:
-    loaded = model.loaded
-    ids = torch.tensor([[5, 6, 7, 8]])
-    before = loaded.model(ids).logits
-    weights = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-
-    optimised(loaded, EVENTS, 0, 1.0, steps=3)
-
-    assert torch.equal(loaded.model(ids).logits, before)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.model.state_dict().items())
-    assert all(parameter.grad is None for parameter in loaded.model.parameters())
-
-
-def test_halves_that_agree_have_cosine_one_and_opposite_ones_minus_one() -> None:
-    ones = torch.ones(4)
-
-    assert split_half_cosine(lambda rows: ones * len(rows), 5) == pytest.approx(1)
-    assert split_half_cosine(lambda rows: ones if 0 in rows else -ones, 5) == pytest.approx(-1)
-
-
-def test_halves_are_the_even_and_the_odd_events() -> None:
-    asked: list[list[int]] = []
-
-    def make(rows: list[int]) -> torch.Tensor:
-        asked.append(rows)
-        return torch.ones(2)
-
-    split_half_cosine(make, 5)
-
-    assert asked == [[0, 2, 4], [1, 3]]
-
-
-def test_one_event_has_no_halves() -> None:
-    assert split_half_cosine(lambda _rows: torch.ones(2), 1) is None
-
-
-# --- groups -----------------------------------------------------------------------------------------------------------
-
-
-def decode(ids: Sequence[int]) -> str:
-    return "".join(map(chr, ids))
-
-
-ids = st.lists(st.integers(0, 3), max_size=6)
-
-
-@given(st.lists(ids, min_size=1, max_size=5))
-def test_the_shared_suffix_is_shared_and_no_longer_one_is(contexts: list[list[int]]) -> None:
-    length = shared_suffix(contexts)
-
-    assert len({tuple(context[len(context) - length :]) for context in contexts}) == 1
-    longer = {tuple(context[-length - 1 :]) for context in contexts}
-    assert length == min(map(len, contexts)) or len(longer) > 1
-
-
-@given(ids, st.lists(ids, min_size=1, max_size=5))
-def test_a_common_end_is_always_found(end: list[int], contexts: list[list[int]]) -> None:
-    assert shared_suffix([[*context, *end] for context in contexts]) >= len(end)
-
-
-def test_decisions_between_the_same_two_tokens_are_one_group() -> None:
-    events = [event((i, 7, 8), 1, 2) for i in range(4)] + [event((i, 7, 8), 3, 4) for i in range(5)]
-
-    groups, left_out = group_events(events, 4, decode)
-
-    assert [(len(group.events), group.min_match) for group in groups] == [(5, 2), (4, 2)]
-    assert {(e.chosen_id, e.rejected_id) for e in groups[0].events} == {(3, 4)}
-    assert left_out == []
-
-
-def test_rare_decisions_at_the_same_place_are_one_group() -> None:
-    events = [event((9, 6, 7, 8), i, i + 1) for i in range(4)]
-
-    groups, left_out = group_events(events, 4, decode)
-
-    assert groups == [EventGroup(tuple(events), 4)]
-    assert left_out == []
-
-
-def test_decisions_without_a_shared_context_are_left_out_with_the_reason() -> None:
-    events = [event((i, 100 + i, 8), 65, 66) for i in range(4)]
-
-    groups, left_out = group_events(events, 4, decode)
-
-    assert groups == []
-    (sentence,) = left_out
-    assert sentence.startswith("4 decisions between 'A' and 'B': fewer than 2 equal tokens stand before all")
-
-
-def test_what_is_too_rare_is_counted() -> None:
-    groups, left_out = group_events([event((i, i), i, i + 1) for i in range(3)], 4, decode)
-
-    assert groups == []
-    assert left_out == ["3 decisions of kinds that were seen fewer than 4 times"]
-
-
-def test_a_context_of_one_token_makes_no_group() -> None:
-    groups, left_out = group_events([event((8,), i, i + 1) for i in range(4)], 4, decode)
-
-    assert groups == []
-    assert len(left_out) == 1
-
-
-@given(
-    st.lists(
-        st.builds(
-            event, st.lists(st.integers(5, 7), min_size=1, max_size=4), st.integers(0, 2), st.integers(3, 4)
-        ),
-        max_size=20,
-    ),
-    st.integers(1, 4),
-)
-def test_every_group_is_large_enough_and_ends_alike(events: list[PivotEvent], min_events: int) -> None:
-    groups, _ = group_events(events, min_events, decode)
-
-    grouped = [id(e) for group in groups for e in group.events]
-    assert len(set(grouped)) == len(grouped)
-    for group in groups:
-        assert len(group.events) >= min_events
-        assert group.min_match == shared_suffix([e.context for e in group.events]) >= 2
-
-
-def test_a_context_keeps_the_last_ids_only() -> None:
-    assert event(range(200)).context == tuple(range(200 - MAX_CONTEXT_TOKENS, 200))
+    assert str(caught.value) == (
+        "unknown method 'magic'; expected paired_difference, context_difference, pca, optimised; "
+        "can't group by 'colour'; expected clusters or tokens; min_events is 0; expected at least 1"
+    )
 
 
 @pytest.mark.parametrize("count", range(1, 9))
@@ -332,27 +108,7 @@ def test_of_a_large_model_at_most_eight_blocks_compete_and_none_of_the_last_quar
     assert blocks[-1] <= count * 3 / 4
 
 
-# --- from a run to files ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
-    """A finished run of its own."""
-    shutil.copytree(finished_run.path, tmp_path / "run")
-    return RunFolder(tmp_path / "run")
-
-
-def vectors_of(
-    run: RunFolder,
-    model: SteeredModel,
-    options: VectorOptions,
-    problems: Sequence[Problem] = (),
-    oracle: str = "tests.pts.test_vectors:never_right",
-) -> VectorReport:
-    prompts = encode_prompts(model, problems, raw=False)
-    with rollouts_of(model) as source, run.read() as ledger:
-        validation = Validation(model, source, make_oracle(oracle), problems, prompts, SAMPLER, 0, QUIET)
-        return make_vectors(ledger, validation, run.vectors, options, QUIET)
+# --- candidates -------------------------------------------------------------------------------------------------------
 
 
 def test_events_are_the_pivots_of_a_run(finished_run: RunFolder) -> None:
@@ -365,101 +121,295 @@ def test_events_are_the_pivots_of_a_run(finished_run: RunFolder) -> None:
         completion = completions[pivot.completion_id]
         assert one.prefix_ids == (*completion.prompt_ids, *completion.ids[: pivot.position])
         assert (one.chosen_id, one.rejected_id) == (pivot.chosen_id, pivot.rejected_id)
-        assert one.weight == abs(pivot.delta)
+        assert (one.effect, one.weight) == (pivot.delta, abs(pivot.delta))
+        assert (one.problem_id, one.completion_id, one.position) == (
+            pivot.problem_id,
+            pivot.completion_id,
+            pivot.position,
+        )
 
 
-def test_without_validation_the_paired_difference_at_the_middle_block_is_written(
-    run: RunFolder, model: SteeredModel
+@pytest.fixture(scope="module")
+def everything(
+    finished_run: RunFolder, model: SteeredModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[VectorReport, RunFolder]:
+    """All methods at all blocks, of one group of all pivots."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "everything")
+    shutil.copytree(finished_run.path, folder.path)
+    events = events_of(folder)
+    report = vectors_of(folder, model, VectorOptions(group_by="tokens", min_events=min(4, len(events))))
+    return report, folder
+
+
+def test_there_is_a_file_for_every_group_and_method_with_all_blocks(
+    everything: tuple[VectorReport, RunFolder],
 ) -> None:
-    report = vectors_of(run, model, VectorOptions())
+    report, run = everything
 
-    (made,) = report.vectors
-    with run.read() as ledger:
-        events = events_of_run(ledger)
-    recording = record(model.loaded, events, BLOCKS)
-    expected = paired_difference(
-        recording.states["chosen"][1],
-        recording.states["rejected"][1],
-        torch.tensor([one.weight for one in events]),
-    )
-    vector = load_vector(made.path)
-    assert (made.name, made.path, made.lift) == ("pivot-1", run.vectors / "pivot-1.safetensors", None)
-    assert list(vector.directions) == [1]
-    assert torch.allclose(vector.directions[1], expected / expected.norm(), atol=1e-6)
-    assert vector.metadata.calibrated_strength[1] == pytest.approx(expected.norm().item(), rel=1e-5)
+    assert report.candidates
+    for group in report.candidates:
+        for method, path in group.files.items():
+            vector = load_vector(path)
+            assert path == run.candidates / f"{group.name}-{method.replace('_', '-')}.safetensors"
+            assert (vector.metadata.name, vector.metadata.method) == (path.stem, method)
+            assert set(vector.directions) == set(BLOCKS)
+            assert vector.metadata.event_count == group.events
+            assert vector.metadata.context_min_match == group.min_match
+            assert bool(vector.contexts) == bool(group.min_match)
+
+
+def test_a_file_holds_what_the_method_makes_of_the_recorded_states(
+    everything: tuple[VectorReport, RunFolder], model: SteeredModel
+) -> None:
+    report, run = everything
+    recording = Recording.open(run.activations)
+    events = events_of(run)
+    group = report.candidates[0]
+    at = [index for index, one in enumerate(events) if one in grouped(run, group.events)]
+
+    for method, path in group.files.items():
+        vector = load_vector(path)
+        for block in BLOCKS:
+            prefix, chosen, rejected = (
+                recording.states(place, block, at) for place in ("prefix", "chosen", "rejected")
+            )
+            material = Material(
+                model.loaded,
+                [events[index] for index in at],
+                block,
+                prefix,
+                chosen,
+                rejected,
+                recording.residual_norm(block),
+            )
+            expected = METHODS[method](material)
+            assert torch.allclose(vector.directions[block], expected / expected.norm(), atol=1e-5)
+            assert vector.metadata.calibrated_strength[block] == pytest.approx(
+                expected.norm().item(), rel=1e-4
+            )
+            assert vector.metadata.residual_norm[block] == pytest.approx(recording.residual_norm(block))
+            reliability = split_half_cosine(METHODS[method], material)
+            assert vector.metadata.split_half_cosine.get(block) == pytest.approx(reliability, abs=1e-4)
+
+
+def grouped(run: RunFolder, size: int) -> list[PivotEvent]:
+    """The decisions of the group of that size, by their tokens."""
+    events = events_of(run)
+    pairs = [(one.chosen_id, one.rejected_id) for one in events]
+    by_pair = [[e for e, p in zip(events, pairs, strict=True) if p == pair] for pair in dict.fromkeys(pairs)]
+    return next((group for group in by_pair if len(group) == size), events)
+
+
+def test_the_index_names_the_files(everything: tuple[VectorReport, RunFolder]) -> None:
+    report, run = everything
+
+    index = json.loads((run.candidates / "index.json").read_text())
+    digests = {load_vector(path).metadata.source_run_digest for path in run.candidates.glob("*.safetensors")}
+    assert index["schema"] == "steering.candidates/1"
+    assert {index["run_digest"]} == digests
+    assert index["groups"] == [
+        {
+            "name": group.name,
+            "events": group.events,
+            "files": {method: path.name for method, path in group.files.items()},
+        }
+        for group in report.candidates
+    ]
+    named = {name for group in index["groups"] for name in group["files"].values()}
+    assert named == {path.name for path in run.candidates.glob("*.safetensors")}
 
 
 def test_a_vector_file_says_where_it_comes_from(run: RunFolder, model: SteeredModel) -> None:
-    (made,) = vectors_of(run, model, VectorOptions(licence="CC0-1.0")).vectors
+    report = vectors_of(run, model, dataclasses.replace(QUICK, licence="CC0-1.0"))
 
     with run.read() as ledger:
-        settings, events = ledger.settings(), events_of_run(ledger)
-    vector = load_vector(made.path)
-    metadata = vector.metadata
+        settings = ledger.settings()
+    metadata = load_vector(report.candidates[0].files["pca"]).metadata
     loaded = model.loaded
-    assert (metadata.method, metadata.hook_point) == ("paired_difference", "resid_post")
+    assert (metadata.method, metadata.hook_point) == ("pca", "resid_post")
     assert metadata.model_id == loaded.source
     assert metadata.model_config_digest == loaded.config_digest
     assert metadata.tokenizer_digest == loaded.tokenizer_digest
     assert (metadata.hidden_size, metadata.block_count) == (32, 3)
-    assert metadata.residual_norm[1] == pytest.approx(record(loaded, events, [1]).residual_norm(1))
-    assert metadata.event_count == len(events)
-    assert -1 <= metadata.split_half_cosine[1] <= 1
     assert len(metadata.source_run_digest) == 64
     assert metadata.discovery_settings == settings
     assert metadata.held_out_lift is None
     assert metadata.licence == "CC0-1.0"
-    assert metadata.context_min_match == shared_suffix([one.context for one in events]) >= 2
-    assert set(vector.contexts) == {one.context for one in events}
 
 
-def test_the_recorded_states_lie_beside_the_vectors(run: RunFolder, model: SteeredModel) -> None:
-    vectors_of(run, model, VectorOptions(blocks=(0, 2)))
+def test_the_recorded_states_lie_beside_the_candidates(run: RunFolder, model: SteeredModel) -> None:
+    vectors_of(run, model, dataclasses.replace(QUICK, blocks=(2, 0, 2)))
 
-    tensors = load_file(run.path / "activations.safetensors")
-    assert set(tensors) == {f"resid.{block}.{place}" for block in (0, 2) for place in PLACES}
-
-
-def test_vectors_are_the_same_every_time(run: RunFolder, model: SteeredModel) -> None:
-    one, other = (load_vector(vectors_of(run, model, VectorOptions()).vectors[0].path) for _ in range(2))
-
-    assert torch.equal(one.directions[1], other.directions[1])
-    assert one.contexts == other.contexts
+    names = {name for name in load_file(run.activations) if name.startswith("resid")}
+    assert names == {f"resid.{block}.{place}" for block in (0, 2) for place in PLACES}
 
 
-def test_a_group_of_one_event_has_no_reliability(run: RunFolder, model: SteeredModel) -> None:
+def test_a_method_that_makes_no_vector_is_left_out_with_the_reason(
+    run: RunFolder, model: SteeredModel
+) -> None:
+    keep_pivots(run, [dataclasses.replace(pivot, delta=0.4, low=0.2, high=0.5) for pivot in pivots_of(run)])
+
+    report = vectors_of(run, model, VectorOptions(methods=("context_difference", "pca"), min_events=1))
+
+    assert [set(group.files) for group in report.candidates] == [{"pca"}] * len(report.candidates)
+    for group in report.candidates:
+        (sentence,) = (one for one in report.left_out if one.startswith(f"{group.name}: "))
+        assert f"all {group.events} here turned out for the better" in sentence
+
+
+def test_a_name_that_is_too_long_keeps_its_method() -> None:
+    assert file_name("operand", "paired_difference") == "operand-paired-difference"
+    assert file_name("a" * 63, "optimised") == "a" * 53 + "-optimised"
+
+
+def test_what_was_made_is_not_made_again(run: RunFolder, model: SteeredModel) -> None:
+    (group, *_) = vectors_of(run, model).candidates
+    (run.candidates / "index.json").unlink()  # as if it had been interrupted,
+    group.files["pca"].unlink()  # with one file still to be made
+    before = group.files["paired_difference"].stat()
+    lost = group.metadata["pca"].calibrated_strength
+
+    (again, *_) = vectors_of(run, model).candidates
+
+    after = again.files["paired_difference"].stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert again.metadata["pca"].calibrated_strength == lost
+    assert (run.candidates / "index.json").is_file()
+
+
+def test_a_file_that_was_changed_or_made_otherwise_is_made_again(run: RunFolder, model: SteeredModel) -> None:
+    (group, *_) = vectors_of(run, model).candidates
+    shutil.copy(group.files["pca"], group.files["paired_difference"])
+
+    (again, *_) = vectors_of(run, model).candidates
+    (other, *_) = vectors_of(run, model, dataclasses.replace(QUICK, licence="CC0-1.0")).candidates
+
+    assert again.load("paired_difference").metadata.method == "paired_difference"
+    assert {one.licence for one in other.metadata.values()} == {"CC0-1.0"}
+
+
+def test_candidates_that_are_no_more_are_removed(run: RunFolder, model: SteeredModel) -> None:
+    vectors_of(run, model)
+
+    vectors_of(run, model, VectorOptions(methods=("pca",)))
+
+    assert {path.stem.split("-")[-1] for path in run.candidates.glob("*.safetensors")} == {"pca"}
+    assert {path.name.split("-")[-1] for path in run.candidates.glob(".*.made.json")} == {"pca.made.json"}
+
+
+def test_a_folder_that_can_not_be_written_is_named(run: RunFolder, model: SteeredModel) -> None:
+    run.candidates.write_text("in the way")
+
+    with pytest.raises(RecordingError, match="candidates can't be written: File exists"):
+        vectors_of(run, model)
+
+
+# --- runs of all sizes ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_pivots_says_so_and_writes_nothing(run: RunFolder, model: SteeredModel) -> None:
+    keep_pivots(run, [])
+
+    report = vectors_of(run, model)
+
+    assert report == VectorReport(
+        (), ("the run confirmed no pivots, so there is nothing to make vectors of",)
+    )
+    assert not run.candidates.exists()
+    assert not run.activations.exists()
+
+
+def test_one_pivot_is_too_few_by_default(run: RunFolder, model: SteeredModel) -> None:
+    keep_pivots(run, pivots_of(run)[:1])
+
+    report = vectors_of(run, model)
+
+    assert report == VectorReport((), ("1 decisions of kinds that were seen fewer than 4 times",))
+    assert json.loads((run.candidates / "index.json").read_text())["groups"] == []
+
+
+def test_one_pivot_makes_vectors_without_reliability(run: RunFolder, model: SteeredModel) -> None:
+    keep_pivots(run, pivots_of(run)[:1])
+
+    report = vectors_of(run, model, VectorOptions(min_events=1))
+
+    (group,) = report.candidates
+    assert set(group.files) == set(METHODS) - {"context_difference"}
+    assert all(one.split_half_cosine == {} for one in group.metadata.values())
+    assert torch.allclose(
+        group.load("pca").directions[1], group.load("paired_difference").directions[1], atol=1e-5
+    )
+
+
+def test_five_hundred_pivots_are_no_problem(run: RunFolder, model: SteeredModel) -> None:
     with run.read() as ledger:
-        pivots = ledger.pivots()
-    keep_pivots(run, pivots[:1])
+        completions = ledger.completions()
+    (pattern, *_) = pivots_of(run)
+    ids = [(one, position) for one in completions for position in range(len(one.ids))]
+    keep_pivots(
+        run,
+        [
+            dataclasses.replace(
+                pattern,
+                completion_id=one.id,
+                problem_id=one.problem_id,
+                position=position,
+                ids=(one.ids[position],),
+                chosen_ids=(one.ids[position],),
+                rejected_ids=((one.ids[position] + 1) % 200 + 2,),
+            )
+            for one, position in ids[:500]
+        ],
+    )
 
-    (made,) = vectors_of(run, model, VectorOptions(min_events=1)).vectors
+    report = vectors_of(run, model)
 
-    assert load_vector(made.path).metadata.split_half_cosine == {}
-
-
-def keep_pivots(run: RunFolder, pivots: Sequence[PivotRecord]) -> None:
-    with run.read() as ledger:
-        settings = ledger.settings()
-    with Ledger.open(run.ledger, settings) as ledger:
-        ledger.write_pivots(pivots)
+    assert len(ids) >= 200
+    placed = sum(group.events for group in report.candidates)
+    assert placed >= len(ids[:500]) / 2
+    assert all(len(group.files) == 2 for group in report.candidates)
 
 
 def test_a_pair_that_is_no_difference_gives_no_file(run: RunFolder, model: SteeredModel) -> None:
-    with run.read() as ledger:
-        pivots = [dataclasses.replace(pivot, chosen_ids=pivot.rejected_ids) for pivot in ledger.pivots()]
-    keep_pivots(run, pivots)
+    keep_pivots(run, [dataclasses.replace(one, chosen_ids=one.rejected_ids) for one in pivots_of(run)])
 
-    report = vectors_of(run, model, VectorOptions())
+    report = vectors_of(run, model, dataclasses.replace(QUICK, group_by="tokens", min_events=1))
 
-    assert report == VectorReport((), ("pivot-1: the direction came out as zero",))
+    assert (report.vectors, report.candidates) == ((), ())
+    assert "pivot-1: paired_difference: the direction came out as zero" in report.left_out
     assert list(run.vectors.glob("*")) == []
 
 
-def test_a_run_without_pivots_gives_no_vectors_and_no_files(run: RunFolder, model: SteeredModel) -> None:
-    keep_pivots(run, [])
+# --- vectors ----------------------------------------------------------------------------------------------------------
 
-    assert vectors_of(run, model, VectorOptions()) == VectorReport((), ())
-    assert not run.vectors.exists()
+
+def test_without_validation_the_first_method_at_the_middle_block_is_written(
+    run: RunFolder, model: SteeredModel
+) -> None:
+    report = vectors_of(run, model)
+
+    assert len(report.vectors) == len(report.candidates)
+    for made, group in zip(report.vectors, report.candidates, strict=True):
+        vector, candidate = load_vector(made.path), group.load("paired_difference")
+        assert (made.name, made.path) == (group.name, run.vectors / f"{group.name}.safetensors")
+        assert (made.method, made.block, made.lift) == ("paired_difference", 1, None)
+        assert list(vector.directions) == [1]
+        assert torch.equal(vector.directions[1], candidate.directions[1])
+        assert vector.metadata.calibrated_strength == {1: candidate.metadata.calibrated_strength[1]}
+        assert vector.metadata.residual_norm == {1: candidate.metadata.residual_norm[1]}
+        assert vector.contexts == candidate.contexts
+
+
+def test_vectors_are_the_same_every_time(run: RunFolder, model: SteeredModel, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "other")
+
+    one, other = (
+        load_vector(vectors_of(folder, model).vectors[0].path)
+        for folder in (run, RunFolder(tmp_path / "other"))
+    )
+
+    assert torch.equal(one.directions[1], other.directions[1])
+    assert one.contexts == other.contexts
 
 
 def test_candidates_that_do_not_help_on_validation_problems_give_no_file(
@@ -470,15 +420,18 @@ def test_candidates_that_do_not_help_on_validation_problems_give_no_file(
     report = vectors_of(run, model, options, make_problems(6))
 
     assert report.vectors == ()
-    (sentence,) = report.left_out
-    assert "no certain lift on 6 validation problems: best +0.000 [+0.000, +0.000]" in sentence
+    assert report.candidates
+    for group in report.candidates:
+        (sentence,) = (one for one in report.left_out if one.startswith(group.name))
+        expected = "no certain lift on 6 validation problems: best +0.000 [+0.000, +0.000]"
+        assert (expected if group.min_match else "no context can tell where to act") in sentence
     assert list(run.vectors.glob("*")) == []
 
 
 def test_vectors_that_are_not_made_again_are_removed_and_strange_files_are_kept(
     run: RunFolder, model: SteeredModel
 ) -> None:
-    (made,) = vectors_of(run, model, VectorOptions()).vectors
+    (made, *_) = vectors_of(run, model).vectors
     foreign = run.vectors / "foreign.safetensors"
     foreign.write_bytes(b"no vector at all")
 
@@ -499,7 +452,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> tuple[VectorReport, RunF
     choice = ModelChoice("demo")
     training = load_problems("demo:train", DataOptions(limit=24, shuffle_seed=0))
     problems = load_problems("demo:validation", DataOptions(limit=48, shuffle_seed=0))
-    options = VectorOptions(min_events=5, methods=("optimised",), blocks=(0,))
+    options = VectorOptions(min_events=5, methods=("optimised",), blocks=(0, 1))
     with oracle_for("math", training) as oracle:
         discover_into(folder, choice, training, oracle, sampler, SearchSettings(), 0, QUIET)
         with folder.read() as ledger, rollouts(choice, sampler) as (model, source):

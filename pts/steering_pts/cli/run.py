@@ -71,6 +71,11 @@ class RunFolder:
         return self.path / "activations.safetensors"
 
     @property
+    def candidates(self) -> Path:
+        """The folder of every group's vectors by every method, from which calibration chooses."""
+        return self.path / "candidates"
+
+    @property
     def vectors(self) -> Path:
         """The folder of vector files, which a server can be pointed at."""
         return self.path / "vectors"
@@ -86,7 +91,10 @@ class RunFolder:
             ledger = [self.ledger.with_name(self.ledger.name + suffix) for suffix in ("", "-wal", "-shm")]
             for path in (*ledger, self.pivots, self.activations):
                 path.unlink(missing_ok=True)
-            shutil.rmtree(self.vectors, ignore_errors=True)
+            for unfinished in self.path.glob(f".{self.activations.name}.*"):
+                unfinished.unlink(missing_ok=True)
+            for folder in (self.candidates, self.vectors):
+                shutil.rmtree(folder, ignore_errors=True)
         finally:
             lock.release()
 

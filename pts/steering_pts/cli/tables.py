@@ -16,6 +16,7 @@ from steering_pts.cli.run import RunFolder
 from steering_pts.errors import LedgerError
 from steering_pts.ledger import LedgerReader
 from steering_pts.remaining import wanted_of
+from steering_pts.vectors.candidates import Candidates
 from steering_pts.vectors.pipeline import VectorReport
 
 _CONTEXT_CHARACTERS = 48
@@ -128,7 +129,7 @@ def print_completions(
 
 
 def print_vectors(report: VectorReport, *, as_json: bool) -> None:
-    """The vector files that were written, and what was left out."""
+    """The candidates, the vector files that were written, and what was left out."""
     if as_json:
         vectors = [
             {
@@ -138,9 +139,23 @@ def print_vectors(report: VectorReport, *, as_json: bool) -> None:
             }
             for made in report.vectors
         ]
-        sys.stdout.write(json.dumps({"vectors": vectors, "left_out": report.left_out}) + "\n")
+        candidates = [
+            {
+                "name": group.name,
+                "events": group.events,
+                "min_match": group.min_match,
+                "files": {method: str(path) for method, path in group.files.items()},
+                "strengths": {method: one.calibrated_strength for method, one in group.metadata.items()},
+                "reliability": {method: one.split_half_cosine for method, one in group.metadata.items()},
+            }
+            for group in report.candidates
+        ]
+        values = {"vectors": vectors, "candidates": candidates, "left_out": report.left_out}
+        sys.stdout.write(json.dumps(values) + "\n")
         return
     console = Console()
+    if report.candidates:
+        console.print(_candidate_table(report.candidates))
     if report.vectors:
         table = Table(title="vectors", title_justify="left")
         for name in ("name", "method", "block", "strength", "pivots", "validation lift (95 %)"):
@@ -164,3 +179,29 @@ def print_vectors(report: VectorReport, *, as_json: bool) -> None:
         )
     for sentence in report.left_out:
         console.print(Text(f"left out: {sentence}"))
+
+
+def _candidate_table(groups: Sequence[Candidates]) -> Table:
+    """Each group's methods, and at each block how alike what two halves of the problems make of it is."""
+    blocks = sorted(
+        {b for group in groups for one in group.metadata.values() for b in one.calibrated_strength}
+    )
+    table = Table(
+        title="candidates, with the split-half reliability of each method at each block",
+        title_justify="left",
+        caption="ids: so many before a decision are looked for; -: they can't tell",
+        caption_justify="left",
+    )
+    table.add_column("group", no_wrap=True)
+    table.add_column("pivots", justify="right")
+    table.add_column("ids", justify="right")
+    table.add_column("method", no_wrap=True)
+    for block in blocks:
+        table.add_column(str(block), justify="right", no_wrap=True)
+    for group in groups:
+        first = (group.name, str(group.events), str(group.min_match or "-"))
+        for method, metadata in group.metadata.items():
+            found = metadata.split_half_cosine
+            table.add_row(*first, method, *(f"{found[b]:.2f}" if b in found else "-" for b in blocks))
+            first = ("", "", "")
+    return table

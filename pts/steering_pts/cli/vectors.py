@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -24,8 +24,12 @@ from steering_pts.data import load_problems
 from steering_pts.errors import DataError, SearchError
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
-from steering_pts.vectors.building import METHODS
-from steering_pts.vectors.pipeline import VectorOptions, make_vectors
+from steering_pts.vectors.grouping import GroupBy
+from steering_pts.vectors.methods import METHODS
+from steering_pts.vectors.options import VectorOptions
+from steering_pts.vectors.pipeline import make_vectors
+from steering_pts.vectors.reading import MEMORY_BYTES
+from steering_pts.vectors.recording import RecordingOptions
 from steering_pts.vectors.selection import Validation
 
 
@@ -45,16 +49,38 @@ def vectors(
     limit: Annotated[int, typer.Option(help="Validation problems at most.", min=2)] = 200,
     shuffle_seed: ShuffleSeed = 0,
     method: Annotated[
-        list[str] | None, typer.Option(help="paired_difference, optimised; both if not given.")
+        list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; all if not given. Repeatable.")
     ] = None,
-    block: Annotated[list[int] | None, typer.Option(help="Blocks that compete; chosen if not given.")] = None,
+    block: Annotated[
+        list[int] | None,
+        typer.Option(help="A block that competes; spread over the model if not given. Repeatable."),
+    ] = None,
+    group_by: Annotated[
+        str, typer.Option(help="clusters: decisions with like states; tokens: between the same two tokens.")
+    ] = "clusters",
     min_events: Annotated[int, typer.Option(help="Alike pivots that a vector needs.", min=1)] = 4,
     licence: Annotated[str, typer.Option(help="Licence written into the files.")] = "Apache-2.0",
+    record_dtype: Annotated[
+        str, typer.Option(help="What recorded states are stored as: float32, float16 or bfloat16.")
+    ] = "float32",
+    record_memory: Annotated[
+        int, typer.Option(help="Memory in MiB that a forward of the recording may take.", min=1)
+    ] = MEMORY_BYTES >> 20,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Record at NDIF, for which nnsight needs a key.")
+    ] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Record the residual stream at a run's pivots and write steering vectors to RUN/vectors."""
-    options = _vector_options(method, block, min_events, licence)
+    """Record a run's pivots, make candidate vectors in RUN/candidates, and choose some of them for RUN/vectors."""
+    options = VectorOptions(
+        min_events=min_events,
+        methods=tuple(dict.fromkeys(method or METHODS)),
+        blocks=tuple(block or ()),
+        licence=licence,
+        group_by=cast("GroupBy", group_by),  # checked there
+        recording=RecordingOptions(record_dtype, record_memory << 20, remote),
+    )
     validation_options = data_options(
         format=format,
         layout=layout,
@@ -92,20 +118,8 @@ def vectors(
             oracle_of(ledger, problems) as judge,
             rollouts(choice, sampler) as (model, source),
         ):
-            if bad := [b for b in options.blocks if not 0 <= b < model.loaded.block_count]:
-                raise SearchError(
-                    f"block {bad[0]} does not exist; the model has blocks 0 to {model.loaded.block_count - 1}"
-                )
             prompts = encode_prompts(model, problems, raw=setting(ledger, "raw", bool))
             seed = setting(ledger, "seed", int)
             measure = Validation(model, source, judge, problems, prompts, sampler, seed, progress)
             report = make_vectors(ledger, measure, folder.vectors, options, progress)
     print_vectors(report, as_json=as_json)
-
-
-def _vector_options(
-    methods: list[str] | None, blocks: list[int] | None, min_events: int, licence: str
-) -> VectorOptions:
-    if unknown := sorted(set(methods or ()) - set(METHODS)):
-        raise SearchError(f"unknown method {unknown[0]!r}; expected {' or '.join(METHODS)}")
-    return VectorOptions(min_events, tuple(methods or METHODS), tuple(sorted(set(blocks or ()))), licence)

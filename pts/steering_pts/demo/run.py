@@ -31,7 +31,8 @@ from steering_pts.prompts import encode_prompts
 from steering_pts.server_process import server_process
 from steering_pts.settings import SamplerSettings, SearchSettings
 from steering_pts.vectors.events import EventGroup
-from steering_pts.vectors.pipeline import MadeVector, VectorOptions, VectorReport, make_vectors
+from steering_pts.vectors.options import VectorOptions
+from steering_pts.vectors.pipeline import MadeVector, VectorReport, make_vectors
 from steering_pts.vectors.selection import Validation
 from steering_spec import ContextTrigger, SteeringRule, SteeringSpec
 

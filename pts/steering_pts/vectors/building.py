@@ -1,21 +1,22 @@
-"""Candidate vectors of a group of events: every method at every block, as files that the engine can load."""
+"""Vector files of a group of alike decisions: what a method made at every block, and when to steer."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from steering_engine.loading import LoadedModel
-from steering_engine.vectors.schema import HeldOutLift, SteeringVector, VectorMetadata
+from steering_engine.vectors.schema import HeldOutLift, Probe, SteeringVector, VectorMetadata
+from steering_pts.errors import MethodError
+from steering_pts.ledger import LedgerReader
 from steering_pts.settings import JsonValue
 from steering_pts.vectors.events import EventGroup
-from steering_pts.vectors.methods import optimised, paired_difference, split_half_cosine
+from steering_pts.vectors.methods import METHODS, Material, split_half_cosine
 from steering_pts.vectors.recording import Recording
-
-METHODS = ("paired_difference", "optimised")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,100 +37,154 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """A direction at one block made by one method, not yet scaled.
+class Triggers:
+    """What tells a group's steps from others by the residual stream, by block.
 
     Attributes:
-        method: Its name.
-        block: The block.
-        direction: Unit vector `[hidden]`.
-        norm: Length that the method gave it, in residual units: what a strength of 1 means before calibration.
+        probes: Linear probes.
+        thresholds: Least probability of a probe that fires.
+        aucs: Area under a probe's curve on problems that it was not made from.
+        centroids: States that the group's steps gather around, `[k, hidden]`.
+        min_cosines: Least cosine to a centroid that fires.
     """
 
-    method: str
-    block: int
+    probes: dict[int, Probe] = field(default_factory=dict)
+    thresholds: dict[int, float] = field(default_factory=dict)
+    aucs: dict[int, float] = field(default_factory=dict)
+    centroids: dict[int, torch.Tensor] = field(default_factory=dict)
+    min_cosines: dict[int, float] = field(default_factory=dict)
+
+
+def triggers_of(
+    ledger: LedgerReader, loaded: LoadedModel, groups: Sequence[EventGroup], blocks: Sequence[int]
+) -> list[Triggers]:
+    """For each group the triggers that read the residual stream at these blocks."""
+    del ledger, loaded, blocks
+    return [Triggers() for _ in groups]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a method made of a group at one block.
+
+    Attributes:
+        direction: Unit vector `[hidden]`.
+        norm: Length that the method gave it, in residual units: what a strength of 1 means before calibration.
+        residual_norm: Mean norm of the residual stream at decisions.
+        reliability: Split-half reliability; None where there are no two halves to compare.
+    """
+
     direction: torch.Tensor
     norm: float
+    residual_norm: float
+    reliability: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VectorMaker:
-    """Makes directions from a group's events and their recorded states.
+    """Makes a group's vectors from its events and their recorded states, a block at a time.
 
     Attributes:
         loaded: The model.
         group: The decisions.
         recording: Recorded states of all events of the run.
         indices: The group's rows in the recording.
+        triggers: What tells the group's steps from others.
     """
 
     loaded: LoadedModel
     group: EventGroup
     recording: Recording
     indices: tuple[int, ...]
+    triggers: Triggers
 
-    def candidates(self, methods: Sequence[str], blocks: Sequence[int]) -> list[Candidate]:
-        """Every method at every block; directions that came out as zero are left out."""
-        everything = list(range(len(self.group.events)))
-        made = []
-        for method in methods:
-            for block in blocks:
-                vector = self.make(method, block, everything)
-                norm = float(vector.norm())
-                if norm > 0:
-                    made.append(Candidate(method, block, vector / norm, norm))
-        return made
+    def make(self, method: str, blocks: Sequence[int]) -> dict[int, Made]:
+        """What a method makes at each block; blocks where it comes out as zero are left out.
 
-    def make(self, method: str, block: int, rows: list[int]) -> torch.Tensor:
-        """The direction `[hidden]` that a method makes at a block from some of the group's events."""
-        events = [self.group.events[row] for row in rows]
-        if method == "optimised":
-            return optimised(self.loaded, events, block, self.recording.residual_norm(block))
-        at = [self.indices[row] for row in rows]
-        weights = torch.tensor([event.weight for event in events])
-        states = self.recording.states
-        return paired_difference(states["chosen"][block][at], states["rejected"][block][at], weights)
+        Raises:
+            MethodError: The decisions don't have what the method needs, or it came out as zero at every block.
+        """
+        found = {}
+        for block in blocks:
+            material = self._material(block)
+            vector = METHODS[method](material)
+            norm = float(vector.double().norm())
+            if norm > 0:
+                reliability = split_half_cosine(METHODS[method], material)
+                found[block] = Made(
+                    (vector.double() / norm).float(), norm, material.residual_norm, reliability
+                )
+        if not found:
+            raise MethodError(f"{method}: the direction came out as zero")
+        return found
 
-    def reliability(self, candidate: Candidate) -> float | None:
-        """Split-half reliability of a candidate's method at its block; None with one event, which has no halves."""
-        return split_half_cosine(
-            lambda rows: self.make(candidate.method, candidate.block, rows), len(self.group.events)
+    def _material(self, block: int) -> Material:
+        prefix, chosen, rejected = (
+            self.recording.states(place, block, self.indices) for place in ("prefix", "chosen", "rejected")
         )
+        norm = self.recording.residual_norm(block)
+        return Material(self.loaded, self.group.events, block, prefix, chosen, rejected, norm)
 
 
 def to_vector(
-    maker: VectorMaker,
-    candidate: Candidate,
-    name: str,
-    strength: float,
-    provenance: Provenance,
-    reliability: float | None = None,
-    lift: HeldOutLift | None = None,
+    maker: VectorMaker, method: str, made: dict[int, Made], name: str, provenance: Provenance
 ) -> SteeringVector:
-    """A candidate as a vector file's content, with `strength` (residual units) as its calibrated strength."""
-    loaded, group = maker.loaded, maker.group
+    """What a method made of a group as a vector file's content: a direction at each block, as long as it made them."""
+    loaded, group, triggers = maker.loaded, maker.group, maker.triggers
+    contexts = group.contexts
     metadata = VectorMetadata.model_validate(
         {
             "schema": "steering.vector/1",
             "name": name,
-            "description": f"{candidate.method} at block {candidate.block} over {len(group.events)} pivots",
+            "description": f"{method} over {len(group.events)} pivots",
             "model_id": loaded.source,
             "model_config_digest": loaded.config_digest,
             "tokenizer_digest": loaded.tokenizer_digest,
             "hidden_size": loaded.hidden_size,
             "block_count": loaded.block_count,
-            "method": candidate.method,
-            "calibrated_strength": {candidate.block: strength},
-            "residual_norm": {candidate.block: maker.recording.residual_norm(candidate.block)},
-            "context_min_match": group.min_match,
+            "method": method,
+            "calibrated_strength": {block: one.norm for block, one in made.items()},
+            "residual_norm": {block: one.residual_norm for block, one in made.items()},
+            "probe_threshold": triggers.thresholds,
+            "probe_auc": triggers.aucs,
+            "centroid_min_cosine": triggers.min_cosines,
+            "context_min_match": group.min_match if contexts else 0,
             "event_count": len(group.events),
-            "split_half_cosine": {} if reliability is None else {candidate.block: reliability},
+            "split_half_cosine": {
+                block: one.reliability for block, one in made.items() if one.reliability is not None
+            },
             "source_run_digest": provenance.run_digest,
             "discovery_settings": provenance.settings,
-            "held_out_lift": lift,
             "created": provenance.created,
             "licence": provenance.licence,
         }
     )
-    contexts = sorted({event.context for event in group.events})
-    return SteeringVector(metadata, {candidate.block: candidate.direction.contiguous()}, tuple(contexts))
+    return SteeringVector(
+        metadata,
+        {block: one.direction.contiguous() for block, one in made.items()},
+        contexts,
+        triggers.probes,
+        triggers.centroids,
+    )
+
+
+def at_block(
+    vector: SteeringVector, block: int, strength: float, name: str, lift: HeldOutLift | None = None
+) -> SteeringVector:
+    """A vector with one of its directions alone, `strength` (residual units) being its calibrated strength."""
+    metadata = vector.metadata
+    own = {block}
+    update = {
+        "name": name,
+        "description": f"{metadata.method} at block {block} over {metadata.event_count} pivots",
+        "calibrated_strength": {block: strength},
+        "residual_norm": {key: value for key, value in metadata.residual_norm.items() if key in own},
+        "split_half_cosine": {key: value for key, value in metadata.split_half_cosine.items() if key in own},
+        "held_out_lift": lift,
+    }
+    return dataclasses.replace(
+        vector,
+        metadata=VectorMetadata.model_validate({**metadata.model_dump(by_alias=True), **update}),
+        directions={block: vector.directions[block]},
+        sha256="",
+    )

@@ -9,6 +9,8 @@ from steering_engine.steering.contexts import MAX_CONTEXT_TOKENS
 from steering_pts.ledger import LedgerReader
 from steering_pts.ledger.records import PivotRecord
 
+_MOST_CONTEXT_IDS = 1 << 18  # of a vector file
+
 
 @dataclass(frozen=True, slots=True)
 class PivotEvent:
@@ -58,10 +60,15 @@ class EventGroup:
 
     @property
     def contexts(self) -> tuple[tuple[int, ...], ...]:
-        """The distinct contexts by which the vector knows where to act, in order; none without a `min_match`."""
+        """The distinct contexts by which the vector knows where to act, in order; none without a `min_match`.
+
+        Of very many the older ids are left off, as many as the file has no room for.
+        """
         if not self.min_match:
             return ()
-        return tuple(sorted({event.context for event in self.events if len(event.context) >= self.min_match}))
+        longest = max(self.min_match, _MOST_CONTEXT_IDS // len(self.events))
+        own = {event.context[-longest:] for event in self.events if len(event.context) >= self.min_match}
+        return tuple(sorted(own))
 
 
 def events_of_run(ledger: LedgerReader) -> list[PivotEvent]:

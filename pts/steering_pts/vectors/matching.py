@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from steering_engine.steering.contexts import MAX_CONTEXT_TOKENS
 from steering_pts.ledger import LedgerReader
 from steering_pts.ledger.records import CompletionRecord
 from steering_pts.vectors.events import PivotEvent
@@ -26,6 +27,13 @@ class QuietPlace:
     def prefix_ids(self) -> tuple[int, ...]:
         """Prompt and completion before the step; the last id's row is the one that predicts."""
         return (*self.completion.prompt_ids, *self.completion.ids[: self.position])
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """The last ids before the step, as many as a vector file records of a pivot's."""
+        generated = self.completion.ids[max(0, self.position - MAX_CONTEXT_TOKENS) : self.position]
+        missing = MAX_CONTEXT_TOKENS - len(generated)
+        return (*(self.completion.prompt_ids[-missing:] if missing else ()), *generated)
 
 
 def decides_nothing(probability: float, tau: float) -> bool:

@@ -131,7 +131,9 @@ def first_component(chosen: torch.Tensor, rejected: torch.Tensor, weights: torch
     if norm == 0:
         return torch.zeros_like(chosen[0])
     unit = along / norm
-    return ((weight @ (differences @ unit)) * unit).to(chosen.dtype)
+    length: torch.Tensor = weight @ (differences @ unit)
+    component: torch.Tensor = length * unit
+    return component.to(chosen.dtype)
 
 
 Method = Callable[[Material], torch.Tensor]

@@ -64,9 +64,9 @@ def optimised(
         for _ in range(steps):
             optimiser.zero_grad()
             # At zero the norm has no gradient; torch gives NaN-free zeros there, so the first step is the loss's.
-            (_NORM_PENALTY * vector.norm()).backward()
+            torch.autograd.backward(_NORM_PENALTY * vector.norm())
             for batch in batches:
-                batch.loss(block, residual_norm * vector).backward()
+                torch.autograd.backward(batch.loss(block, residual_norm * vector))
             optimiser.step()
     return (residual_norm * vector).detach().cpu()
 
@@ -101,10 +101,10 @@ class _Batch:
         self._kept: Any = None
 
     def keep(self, most_bytes: int) -> int:
-        """Keeps the keys and values of the rows before the last, if they take no more than this; says what they take."""
+        """Keeps the keys and values of the rows before the last if there is room; says what they take."""
         cache = self._before()
         layers = [] if cache is None else cache.layers
-        size = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        size = sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in layers)
         if size > most_bytes:
             return 0
         self._kept = cache
@@ -118,13 +118,16 @@ class _Batch:
             steered = hidden + vector.to(hidden.dtype)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
+        before = (
+            self._kept if self._kept is not None else self._before()
+        )  # without the vector, so without the hook
         handle = find_blocks(self._loaded.model)[block].register_forward_hook(add_vector)
         try:
             output = self._loaded.model(
                 input_ids=self._ids[:, -1:],
                 attention_mask=self._mask,
                 position_ids=self._positions[:, -1:],
-                past_key_values=_fresh(self._kept if self._kept is not None else self._before()),
+                past_key_values=_fresh(before),
                 use_cache=True,
             )
         finally:

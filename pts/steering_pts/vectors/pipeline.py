@@ -1,4 +1,4 @@
-"""From a finished run to vector files: record, make candidates, choose on validation problems, write."""
+"""From a finished run to vector files: record, group, make candidates, choose on validation problems, write."""
 
 from __future__ import annotations
 
@@ -9,34 +9,30 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from steering_engine.errors import VectorFileError
+from steering_engine.loading import LoadedModel
 from steering_engine.vectors.file import load_vector, save_vector
 from steering_engine.vectors.schema import HeldOutLift
+from steering_pts.errors import RecordingError
 from steering_pts.ledger import LedgerReader
 from steering_pts.progress import RunProgress
-from steering_pts.vectors.building import METHODS, Candidate, Provenance, VectorMaker, to_vector
-from steering_pts.vectors.events import EventGroup, events_of_run, group_events
-from steering_pts.vectors.recording import record
+from steering_pts.vectors.building import Provenance, VectorMaker, at_block, triggers_of
+from steering_pts.vectors.candidates import Candidates, write_group, write_index
+from steering_pts.vectors.contexts import with_contexts
+from steering_pts.vectors.events import EventGroup, PivotEvent, events_of_run
+from steering_pts.vectors.grouping import Grouping, group_by_clusters, group_by_tokens
+from steering_pts.vectors.matching import QuietPlace, matched_places, quiet_places
+from steering_pts.vectors.options import VectorOptions
+from steering_pts.vectors.recording import Recording, record
 from steering_pts.vectors.selection import Validation, choose
 
-_MOST_BLOCKS = 8
+NameOf = Callable[[EventGroup, int], str]
+"""Names a group from the group and its index."""
 
-
-@dataclass(frozen=True, slots=True)
-class VectorOptions:
-    """How vectors are made.
-
-    Attributes:
-        min_events: A group of alike decisions needs this many.
-        methods: Which methods compete.
-        blocks: Which blocks compete; empty takes all of a small model, or evenly spaced ones of a large model.
-        licence: SPDX identifier written into the files.
-    """
-
-    min_events: int = 4
-    methods: tuple[str, ...] = METHODS
-    blocks: tuple[int, ...] = ()
-    licence: str = "Apache-2.0"
+_TAU = 0.2  # of runs whose settings don't say
+_GROUPING_BLOCKS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +55,12 @@ class VectorReport:
 
     vectors: tuple[MadeVector, ...]
     left_out: tuple[str, ...]
+    candidates: tuple[Candidates, ...] = ()
+
+
+def numbered(_group: EventGroup, index: int) -> str:
+    """The name of a group of which nothing is known."""
+    return f"pivot-{index + 1}"
 
 
 def make_vectors(
@@ -67,34 +69,77 @@ def make_vectors(
     folder: Path,
     options: VectorOptions,
     progress: RunProgress,
-    name_of: Callable[[EventGroup, int], str] = lambda _group, index: f"pivot-{index + 1}",
+    name_of: NameOf = numbered,
 ) -> VectorReport:
-    """Makes the vectors of a run; those that were made of it before and are not made again are removed.
+    """Makes the candidates of a run, and of them its vectors; those that were made before and are no more are removed.
 
     With validation problems, a group's method, block and strength are those with the largest lift there, and a group
-    without a certain lift gets no file. Without them, the paired difference at the middle block is written as it is.
+    without a certain lift gets no file. Without them, the first method's direction at the middle block is written as
+    it is.
 
     Args:
         ledger: A finished run.
         validation: Measures candidates; its problems may be none.
-        folder: Where the vector files and the recorded activations go.
+        folder: Where the vector files go; the candidates and the recorded states go beside it.
         options: How vectors are made.
         progress: Shows how far it is.
         name_of: Names a group's vector from the group and its index.
+
+    Raises:
+        SearchError: The model does not have a block that was asked for.
+        RecordingError: States can't be recorded, or files not be written.
+        LedgerLockedError: Another process is at it.
     """
-    loaded = validation.model.loaded
+    groups, left_out, run_digest = make_candidates(
+        ledger, validation.model.loaded, folder.parent, options, progress, name_of
+    )
+    made = []
+    try:
+        for candidates in groups:
+            vector = _make_one(candidates, validation, folder, left_out)
+            if vector is not None:
+                made.append(vector)
+        _remove_others(folder, {vector.path for vector in made}, run_digest)
+    except OSError as error:
+        raise _unwritable(error, folder) from error
+    return VectorReport(tuple(made), tuple(left_out), tuple(groups))
+
+
+def make_candidates(
+    ledger: LedgerReader,
+    loaded: LoadedModel,
+    run: Path,
+    options: VectorOptions,
+    progress: RunProgress,
+    name_of: NameOf = numbered,
+) -> tuple[list[Candidates], list[str], str]:
+    """Records a run's pivots and writes a vector file for every group and method to `run/candidates`.
+
+    Args:
+        ledger: A finished run.
+        loaded: Its model.
+        run: The run's folder.
+        options: How vectors are made.
+        progress: Shows how far it is.
+        name_of: Names a group from the group and its index.
+
+    Returns:
+        The groups that have a vector, one sentence for everything that was left out, and the run's digest.
+    """
+    blocks = options.blocks_of(loaded.block_count)
+    run_digest = _run_digest(ledger)
     events = events_of_run(ledger)
-    tokenizer = loaded.tokenizer
-    groups, left_out = group_events(events, options.min_events, lambda ids: str(tokenizer.decode(list(ids))))
-    if not groups:
-        return VectorReport((), tuple(left_out))
-    blocks = options.blocks or spread_blocks(loaded.block_count)
-    with progress.phase("recording", 3 * len(events)) as advance:
-        recording = record(loaded, events, blocks, advance)
-    folder.mkdir(parents=True, exist_ok=True)
-    recording.save(folder.parent / "activations.safetensors")
+    if not events:
+        return [], ["the run confirmed no pivots, so there is nothing to make vectors of"], run_digest
+    tau = ledger.settings().get("search.tau")
+    quiet = list(quiet_places(ledger, float(tau) if isinstance(tau, int | float) else _TAU))
+    matched = matched_places(events, quiet)
+    recording = _record(loaded, events, matched, blocks, run, options, progress)
+    grouping = _group(events, recording, blocks, options)
+    groups = with_contexts(grouping.groups, quiet, grouping.rest)
+    left_out = list(grouping.left_out)
     provenance = Provenance(
-        run_digest=_run_digest(ledger),
+        run_digest=run_digest,
         settings={
             k: v for k, v in ledger.settings().items() if isinstance(v, str | int | float | bool | None)
         },
@@ -102,15 +147,88 @@ def make_vectors(
         created=dt.datetime.now(dt.UTC).replace(microsecond=0),
     )
     index_of = {id(event): index for index, event in enumerate(events)}
-    made = []
-    for number, group in enumerate(groups):
-        name = name_of(group, number)
-        maker = VectorMaker(loaded, group, recording, tuple(index_of[id(event)] for event in group.events))
-        vector = _make_one(maker, validation, name, folder, options, blocks, provenance, left_out)
-        if vector is not None:
-            made.append(vector)
-    _remove_others(folder, {vector.path for vector in made}, provenance.run_digest)
-    return VectorReport(tuple(made), tuple(left_out))
+    written = []
+    folder = run / "candidates"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with progress.phase("candidates", len(groups) * len(options.methods)) as advance:
+            all_triggers = triggers_of(ledger, loaded, groups, blocks)
+            for number, (group, triggers) in enumerate(zip(groups, all_triggers, strict=True)):
+                rows = tuple(index_of[id(event)] for event in group.events)
+                maker = VectorMaker(loaded, group, recording, rows, triggers)
+                name = name_of(group, number)
+                candidates, failed = write_group(
+                    folder, maker, name, options.methods, blocks, provenance, advance
+                )
+                left_out += failed
+                if candidates.files:
+                    written.append(candidates)
+        write_index(folder, written, run_digest)
+    except OSError as error:
+        raise _unwritable(error, folder) from error
+    return written, left_out, run_digest
+
+
+def _record(
+    loaded: LoadedModel,
+    events: Sequence[PivotEvent],
+    matched: Sequence[QuietPlace | None],
+    blocks: Sequence[int],
+    run: Path,
+    options: VectorOptions,
+    progress: RunProgress,
+) -> Recording:
+    total = 2 * len(events) + sum(place is not None for place in matched)
+    with progress.phase("recording", total) as advance:
+        return record(
+            loaded, events, matched, blocks, run / "activations.safetensors", options.recording, advance
+        )
+
+
+def _group(
+    events: Sequence[PivotEvent], recording: Recording, blocks: Sequence[int], options: VectorOptions
+) -> Grouping:
+    if options.group_by == "tokens":
+        return group_by_tokens(events, options.min_events)
+    # A few, spread over them: one alone may happen to show little of what differs, and all may be too many to hold.
+    count = min(len(blocks), _GROUPING_BLOCKS)
+    some = [blocks[round(i * (len(blocks) - 1) / max(1, count - 1))] for i in range(count)]
+    prefix, chosen, rejected = (
+        torch.stack([recording.states(place, block) for block in some], dim=1).numpy()
+        for place in ("prefix", "chosen", "rejected")
+    )
+    return group_by_clusters(events, prefix, chosen - rejected, options.min_events)
+
+
+def _make_one(
+    candidates: Candidates, validation: Validation, folder: Path, left_out: list[str]
+) -> MadeVector | None:
+    """The vector file of a group; None, and a sentence in `left_out`, where it gets none."""
+    name = candidates.name
+    lift: HeldOutLift | None = None
+    if validation.problems:
+        if not candidates.min_match:
+            left_out.append(
+                f"{name} ({candidates.events} pivots): no context can tell where to act, and other triggers are not "
+                "compared here"
+            )
+            return None
+        choice = choose(validation, candidates)
+        method, block, strength, lift = choice.method, choice.block, choice.strength, choice.lift
+        if lift.low95 <= 0:
+            left_out.append(
+                f"{name} ({candidates.events} pivots): no certain lift on {lift.problems} validation problems: "
+                f"best {lift.lift:+.3f} [{lift.low95:+.3f}, {lift.high95:+.3f}], {method} at block {block}"
+            )
+            return None
+    else:
+        method = next(iter(candidates.files))
+        strengths = candidates.metadata[method].calibrated_strength
+        block = sorted(strengths)[len(strengths) // 2]
+        strength = strengths[block]
+    path = folder / f"{name}.safetensors"
+    save_vector(path, at_block(candidates.load(method), block, strength, name, lift))
+    return MadeVector(name, path, method, block, strength, candidates.events, candidates.min_match, lift)
 
 
 def _remove_others(folder: Path, made: set[Path], run_digest: str) -> None:
@@ -121,66 +239,12 @@ def _remove_others(folder: Path, made: set[Path], run_digest: str) -> None:
                 path.unlink()
 
 
-def _make_one(
-    maker: VectorMaker,
-    validation: Validation,
-    name: str,
-    folder: Path,
-    options: VectorOptions,
-    blocks: Sequence[int],
-    provenance: Provenance,
-    left_out: list[str],
-) -> MadeVector | None:
-    lift: HeldOutLift | None = None
-    if validation.problems:
-        choice = choose(validation, maker, maker.candidates(options.methods, blocks), name, provenance)
-        if choice is None:
-            left_out.append(f"{name}: every direction came out as zero")
-            return None
-        candidate, strength, lift = choice.candidate, choice.strength, choice.lift
-        if lift.low95 <= 0:
-            left_out.append(
-                f"{name} ({len(maker.group.events)} pivots): no certain lift on {lift.problems} validation problems: "
-                f"best {lift.lift:+.3f} [{lift.low95:+.3f}, {lift.high95:+.3f}], "
-                f"{candidate.method} at block {candidate.block}"
-            )
-            return None
-    else:
-        middle = blocks[len(blocks) // 2]
-        unvalidated: list[Candidate] = maker.candidates(options.methods[:1], [middle])
-        if not unvalidated:
-            left_out.append(f"{name}: the direction came out as zero")
-            return None
-        candidate, strength = unvalidated[0], unvalidated[0].norm
-    path = folder / f"{name}.safetensors"
-    save_vector(
-        path, to_vector(maker, candidate, name, strength, provenance, maker.reliability(candidate), lift)
-    )
-    return MadeVector(
-        name,
-        path,
-        candidate.method,
-        candidate.block,
-        strength,
-        len(maker.group.events),
-        maker.group.min_match,
-        lift,
-    )
-
-
-def spread_blocks(block_count: int) -> tuple[int, ...]:
-    """All blocks of a small model; of a large one, evenly spaced blocks without the last quarter.
-
-    The last quarter mostly writes the next token, so there a direction carries little beyond that token.
-    """
-    if block_count <= _MOST_BLOCKS:
-        return tuple(range(block_count))
-    last = block_count * 3 // 4
-    return tuple(sorted({round(i * last / (_MOST_BLOCKS - 1)) for i in range(_MOST_BLOCKS)}))
-
-
 def _run_digest(ledger: LedgerReader) -> str:
     digest = hashlib.sha256()
     for pivot in ledger.pivots():
         digest.update(repr(pivot).encode())
     return digest.hexdigest()
+
+
+def _unwritable(error: OSError, folder: Path) -> RecordingError:
+    return RecordingError(f"{error.filename or folder} can't be written: {error.strerror or error}")

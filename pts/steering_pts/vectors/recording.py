@@ -4,22 +4,18 @@ For every event three rows of resid_post are recorded at every block asked for: 
 step that takes the decision), the row of the better token after it, and that of the worse one; and, where the run has
 one, the row of a matched step at which nothing is decided.
 
-The file's header is written first, for all sizes are known before, and then every row is written to its place in one
-file of its final size. So memory never holds more than a forward's rows, nothing has to be joined at the end, and what
-is on the disk already stays there: a journal of one byte for every batch done says where to go on. The batches are
-fixed by what is recorded and never by what is left, so a recording that was interrupted ends with the same bytes.
+Memory never holds more than the rows of a forward (`row_file` says how). The forwards are fixed by what is recorded
+and never by what is left, so a recording that was interrupted ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +26,7 @@ from steering_pts.ledger.lock import WriterLock
 from steering_pts.vectors.events import PivotEvent
 from steering_pts.vectors.matching import QuietPlace
 from steering_pts.vectors.reading import MEMORY_BYTES, Reader, Reading, Remote, batches_of
+from steering_pts.vectors.row_file import Entry, RowFile, layout
 
 SCHEMA = "steering.activations/1"
 Place = Literal["prefix", "chosen", "rejected", "matched"]
@@ -69,11 +66,13 @@ class Recording:
         path: The file.
         blocks: Blocks recorded, ascending.
         matched: For each row of `matched` states the index of the event that it is matched to.
+        plan: SHA-256 of everything that the states' bits depend on.
     """
 
     path: Path
     blocks: tuple[int, ...]
     matched: tuple[int, ...]
+    plan: str
 
     @classmethod
     def open(cls, path: Path) -> Recording:
@@ -83,10 +82,12 @@ class Recording:
             RecordingError: The file is not there, damaged, or something else.
         """
         with _opened(path) as file:
-            if (file.metadata() or {}).get("schema") != SCHEMA:
+            metadata = file.metadata() or {}
+            if metadata.get("schema") != SCHEMA:
                 raise RecordingError(f"{path} holds no recorded states (expected the schema {SCHEMA})")
             blocks = sorted({int(name.split(".")[1]) for name in file.keys() if name.startswith("resid.")})  # noqa: SIM118 -- no dictionary
-            return cls(path, tuple(blocks), tuple(file.get_tensor("matched.event").tolist()))
+            matched = tuple(file.get_tensor("matched.event").tolist())
+            return cls(path, tuple(blocks), matched, metadata.get("plan", ""))
 
     def states(self, place: Place, block: int, rows: Sequence[int] | None = None) -> torch.Tensor:
         """States of a place at a block, `[rows, hidden]` float32; all rows if none are named.
@@ -106,7 +107,7 @@ class Recording:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
+def _opened(path: Path) -> Iterator[Any]:  # the library's class has no types
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -144,7 +145,7 @@ def record(
     plan = _Plan.of(loaded, events, matched, sorted(set(blocks)), options)
     lock = WriterLock(path)
     try:
-        file = _RowFile(path, plan.header, plan.total_bytes)
+        file = RowFile(path, plan.header, plan.total_bytes)
         done = len(plan.batches) if file.is_finished() else file.begin()
         reader = Reader(loaded, options.remote) if done < len(plan.batches) else None
         for number, batch in enumerate(plan.batches):
@@ -222,7 +223,7 @@ class _Plan:
             "plan": digest,
         }
         # Wider types first, so that every tensor begins at a multiple of its width.
-        entries: dict[str, tuple[str, list[int], int]] = {
+        entries: dict[str, Entry] = {
             "matched.event": ("I64", [len(quiet)], 8 * len(quiet)),
             "matched.position": ("I64", [len(quiet)], 8 * len(quiet)),
         }
@@ -231,7 +232,7 @@ class _Plan:
                 shape = [count, loaded.hidden_size]
                 size = count * loaded.hidden_size * dtype.itemsize
                 entries[f"resid.{block}.{at}"] = (_FORMATS[options.dtype], shape, size)
-        head, starts, total = _layout(metadata, entries)
+        head, starts, total = layout(metadata, entries)
         return cls(
             readings,
             targets,
@@ -253,27 +254,6 @@ class _Plan:
                 yield self.offsets[block, place] + index * len(data), data
 
 
-def _layout(
-    metadata: dict[str, str], entries: dict[str, tuple[str, list[int], int]]
-) -> tuple[bytes, dict[str, int], int]:
-    """A safetensors header, where each tensor begins in the file, and the file's size.
-
-    The format: the header's length as 8 bytes, little-endian; the header as JSON; the tensors without gaps, their
-    offsets counted from the header's end (https://github.com/huggingface/safetensors, "Format").
-    """
-    header: dict[str, object] = {"__metadata__": metadata}
-    starts: dict[str, int] = {}
-    end = 0
-    for name, (dtype, shape, size) in entries.items():
-        starts[name] = end
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    return head, {name: len(head) + start for name, start in starts.items()}, len(head) + end
-
-
 def _digest(
     loaded: LoadedModel,
     readings: Sequence[Reading],
@@ -288,58 +268,3 @@ def _digest(
     for reading in readings:
         digest.update(repr(reading).encode())
     return digest.hexdigest()
-
-
-class _RowFile:
-    """A file of known size that is filled in any order, with a journal of what is in it."""
-
-    def __init__(self, path: Path, header: bytes, size: int) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._journal = path.with_name(f".{path.name}.journal")
-        self._header = header
-        self._size = size
-
-    def is_finished(self) -> bool:
-        """Whether the file is there, with this header."""
-        return self._is_ours(self._path)
-
-    def begin(self) -> int:
-        """Makes the unfinished file, or goes on with one of the same header; says how many batches it holds."""
-        if self._is_ours(self._partial) and self._journal.exists():
-            return self._journal.stat().st_size
-        self._journal.unlink(missing_ok=True)
-        with self._partial.open("wb") as file:
-            # What does not fit on the disk is known now, and not after hours.
-            os.posix_fallocate(file.fileno(), 0, self._size)
-            file.write(self._header)
-            file.flush()
-            os.fsync(file.fileno())
-        self._journal.touch()
-        return 0
-
-    def write(self, rows: Iterator[tuple[int, bytes]]) -> None:
-        """Writes a batch's rows, and then, when they are on the disk, the journal's byte for it."""
-        descriptor = os.open(self._partial, os.O_WRONLY)
-        try:
-            for offset, data in rows:
-                os.pwrite(descriptor, data, offset)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        with self._journal.open("ab") as journal:
-            journal.write(b".")
-
-    def finish(self) -> None:
-        """The unfinished file takes its place."""
-        if not self.is_finished():
-            self._partial.replace(self._path)
-        self._partial.unlink(missing_ok=True)
-        self._journal.unlink(missing_ok=True)
-
-    def _is_ours(self, path: Path) -> bool:
-        try:
-            with path.open("rb") as file:
-                return path.stat().st_size == self._size and file.read(len(self._header)) == self._header
-        except FileNotFoundError:
-            return False

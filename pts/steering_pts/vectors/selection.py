@@ -22,7 +22,8 @@ from steering_pts.rollouts import EngineRollouts
 from steering_pts.seeds import derive_seed
 from steering_pts.settings import SamplerSettings
 from steering_pts.statistics import paired_lift
-from steering_pts.vectors.building import Candidate, Provenance, VectorMaker, to_vector
+from steering_pts.vectors.building import at_block
+from steering_pts.vectors.candidates import Candidates
 from steering_spec import (
     ContextTrigger,
     FinishReason,
@@ -32,16 +33,22 @@ from steering_spec import (
     SteeringSpec,
 )
 
-MULTIPLES = {"paired_difference": (1.0, 2.0, 4.0), "optimised": (0.5, 1.0, 2.0)}
+MULTIPLES = {
+    "paired_difference": (1.0, 2.0, 4.0),
+    "context_difference": (1.0, 2.0, 4.0),
+    "pca": (1.0, 2.0, 4.0),
+    "optimised": (0.5, 1.0, 2.0),
+}
 _FIRST_ROUND = 64
 _SURVIVORS = 4
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """A candidate with its strength in residual units and the lift that it showed."""
+    """A method's direction at a block with its strength in residual units, and the lift that it showed."""
 
-    candidate: Candidate
+    method: str
+    block: int
     strength: float
     lift: HeldOutLift
 
@@ -98,24 +105,19 @@ class Validation:
         return GenerationSpec(PromptIds(prompt_ids), sampling, steering)
 
 
-def choose(
-    validation: Validation,
-    maker: VectorMaker,
-    candidates: Sequence[Candidate],
-    name: str,
-    provenance: Provenance,
-) -> Choice | None:
-    """The best candidate of a group, or None when there is none to compare."""
+def choose(validation: Validation, candidates: Candidates) -> Choice:
+    """The best direction and strength of a group's candidates."""
+    vectors = {method: candidates.load(method) for method in candidates.files}
     trials = [
-        (candidate, multiple * candidate.norm)
-        for candidate in candidates
-        for multiple in MULTIPLES[candidate.method]
+        (method, block, multiple * norm)
+        for method, vector in vectors.items()
+        for block, norm in sorted(vector.metadata.calibrated_strength.items())
+        for multiple in MULTIPLES[method]
     ]
-    if not trials:
-        return None
+    name = candidates.name
     rules = []
-    for candidate, strength in trials:
-        data = encode_vector(to_vector(maker, candidate, name, strength, provenance))
+    for method, block, strength in trials:
+        data = encode_vector(at_block(vectors[method], block, strength, name))
         # Named after its content: a name that is taken can only be taken by the same trial.
         trial_name = f"trial-{hashlib.sha256(data).hexdigest()[:32]}"
         validation.model.vectors.load(trial_name, data)
@@ -123,14 +125,13 @@ def choose(
     first = min(_FIRST_ROUND, len(validation.problems))
     rates = [sum(solved) for solved in validation.successes(rules, first, f"{name}: first round")]
     # Of equals the weaker one goes on: it does less to the model.
-    order = sorted(range(len(trials)), key=lambda i: (-rates[i], trials[i][1], i))[:_SURVIVORS]
+    order = sorted(range(len(trials)), key=lambda i: (-rates[i], trials[i][2], i))[:_SURVIVORS]
     everything = len(validation.problems)
     unsteered, *finals = validation.successes(
         [None, *(rules[i] for i in order)], everything, f"{name}: final round"
     )
     best = max(range(len(finals)), key=lambda i: (sum(finals[i]), -i))
-    candidate, strength = trials[order[best]]
-    return Choice(candidate, strength, measure_lift(validation, unsteered, finals[best]))
+    return Choice(*trials[order[best]], measure_lift(validation, unsteered, finals[best]))
 
 
 def measure_lift(validation: Validation, unsteered: Sequence[bool], steered: Sequence[bool]) -> HeldOutLift:
