@@ -48,7 +48,7 @@ def run(ending_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
 @pytest.fixture(scope="module")
 def table(model: SteeredModel, run: RunFolder) -> StepTable:
     with run.read() as ledger:
-        return steps_of_run(ledger, model.loaded, sampler_of(ledger))
+        return steps_of_run(ledger, model.loaded)
 
 
 def prefix(table: StepTable, index: int) -> tuple[int, ...]:
@@ -142,7 +142,7 @@ def test_what_is_certified_is_so_by_its_probabilities(
 
 def test_a_ledger_read_again_gives_the_same(table: StepTable, model: SteeredModel, run: RunFolder) -> None:
     with run.read() as ledger:
-        again = steps_of_run(ledger, model.loaded, sampler_of(ledger))
+        again = steps_of_run(ledger, model.loaded)
 
     assert again.steps == table.steps
 
@@ -163,7 +163,7 @@ def test_without_rollouts_no_step_that_was_searched_is_surely_pivotal(
     model: SteeredModel, run: RunFolder, tmp_path: Path
 ) -> None:
     with altered(run, tmp_path / "run", "DELETE FROM rollouts") as ledger:
-        table = steps_of_run(ledger, model.loaded, sampler_of(ledger))
+        table = steps_of_run(ledger, model.loaded)
 
     assert table.count(StepLabel.PIVOTAL) == 0
 
@@ -175,7 +175,7 @@ def test_a_run_without_the_searchs_settings_is_refused(
         altered(run, tmp_path / "run", "DELETE FROM settings WHERE key = 'search.tau'") as ledger,
         pytest.raises(LedgerError, match=r"'search.tau' is None; expected a number"),
     ):
-        steps_of_run(ledger, model.loaded, sampler_of(ledger))
+        steps_of_run(ledger, model.loaded)
 
 
 def test_states_are_those_of_the_row_that_predicts_the_step(model: SteeredModel) -> None:

@@ -64,7 +64,8 @@ def centroids_of(
 
 def _fit(states: Array, known: Known, false_positive_rate: float) -> FittedCentroids:
     folds = problem_folds(known)
-    fewest = min(int((known.wanted & ~held_out).sum()) for held_out in folds)
+    # No more centroids than there are different states in any fold's rest.
+    fewest = min(len(np.unique(states[known.wanted & ~held_out], axis=0)) for held_out in folds)
     best: FittedCentroids | None = None
     for count in _COUNTS:
         if count > fewest:

@@ -9,12 +9,14 @@ that it reads raw states: `sigmoid(weight . h + bias)`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -112,6 +114,9 @@ def _regression(states: Array, wanted: NDArray[np.bool_], penalty: float) -> tup
     mean, deviation = states.mean(axis=0), states.std(axis=0)
     deviation = np.where(deviation > 0, deviation, 1.0)
     model = LogisticRegression(C=penalty, max_iter=_MAX_ROUNDS)
-    model.fit((states - mean) / deviation, wanted)
+    with warnings.catch_warnings():
+        # What it came to in so many rounds is judged on held-out problems, and its threshold set by them.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit((states - mean) / deviation, wanted)
     weight = model.coef_[0] / deviation
     return weight, float(model.intercept_[0] - weight @ mean)

@@ -121,18 +121,21 @@ class StepTable:
         return sum(step.label is label for step in self.steps)
 
 
-def steps_of_run(ledger: LedgerReader, loaded: LoadedModel, sampler: SamplerSettings) -> StepTable:
+def steps_of_run(ledger: LedgerReader, loaded: LoadedModel) -> StepTable:
     """The steps of a run's completions with their labels.
 
     Args:
         ledger: A finished run.
         loaded: Its model, for the probabilities.
-        sampler: The run's sampler.
 
     Raises:
-        LedgerError: The ledger can't be read, or lacks a setting of the search.
+        LedgerError: The ledger can't be read, or lacks a setting of the search or the sampler.
     """
     tau, rho, sd = (_number(ledger, f"search.{name}") for name in ("tau", "rho", "sd"))
+    temperature, top_p, min_p = (
+        _number(ledger, f"sampler.{name}") for name in ("temperature", "top_p", "min_p")
+    )
+    sampler = SamplerSettings(temperature, top_p, int(_number(ledger, "sampler.top_k")), min_p=min_p)
     records = ledger.completions()
     pairs = [(record.prompt_ids, record.ids) for record in records]
     branches = branches_of(loaded, pairs, sampler, LEAST_BRANCH)
