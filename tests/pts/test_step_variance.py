@@ -106,6 +106,12 @@ def test_what_was_not_looked_at_is_not_taken_to_be_harmless() -> None:
     assert half_of_it > 0.3
 
 
+def test_what_was_never_drawn_is_told_apart() -> None:
+    found = evidence((0.5, 0.2, 0.1), [(3, 1), (0, 0), (0, 2)], 0.2, TAU, generator())
+
+    assert found.undrawn == pytest.approx(0.2 + 0.2)
+
+
 @given(st.lists(st.floats(-20, 20), max_size=30), st.floats(0.01, 0.99))
 def test_a_learned_share_is_a_share(log_odds: list[float], rho: float) -> None:
     assert 0 < learned_share(log_odds, rho, 10) < 1

@@ -157,7 +157,7 @@ def steps_of_run(ledger: LedgerReader, loaded: LoadedModel) -> StepTable:
             problem_id=records[number].problem_id,
             completion=number,
             position=position,
-            label=_label(open_[node], share) if node in open_ else StepLabel.ORDINARY,
+            label=_label(open_[node], share, tau) if node in open_ else StepLabel.ORDINARY,
             certified=node not in open_,
         )
         for node, (number, position) in firsts.items()
@@ -209,9 +209,15 @@ def _evidence(branches: Branches, draws: StepDraws, tau: float, node: int) -> li
     return found
 
 
-def _label(found: Sequence[Evidence], share: float) -> StepLabel:
-    """What a step is, if all that censored draws may have been agree."""
+def _label(found: Sequence[Evidence], share: float, tau: float) -> StepLabel:
+    """What a step is, if all that censored draws may have been agree.
+
+    Of tokens that were never drawn the others say nothing. So a step is ordinary only if these are together too
+    unlikely to make it pivotal, whatever they lead to.
+    """
     probabilities = [one.pivotal(share) for one in found]
     if min(probabilities) >= SURELY:
         return StepLabel.PIVOTAL
-    return StepLabel.ORDINARY if max(probabilities) <= HARDLY else StepLabel.UNKNOWN
+    undrawn = found[0].undrawn
+    is_complete = undrawn < 0.5 and undrawn * (1 - undrawn) < tau**2
+    return StepLabel.ORDINARY if is_complete and max(probabilities) <= HARDLY else StepLabel.UNKNOWN

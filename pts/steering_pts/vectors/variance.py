@@ -75,10 +75,12 @@ class Evidence(NamedTuple):
     Attributes:
         log_odds: By how much they raise the log-odds that it matters what comes there.
         large: P(D >= tau^2) if it does.
+        undrawn: Probability of the tokens that were never drawn.
     """
 
     log_odds: float
     large: float
+    undrawn: float
 
     def pivotal(self, rho: float) -> float:
         """P(D >= tau^2), where it matters at a share `rho` of such steps."""
@@ -110,7 +112,9 @@ def evidence(
     apart = special.betaln(counts[:, 0] + 1, counts[:, 1] + 1).sum()
     together = special.betaln(counts[:, 0].sum() + 1, counts[:, 1].sum() + 1)
     draws_of_d = variance_draws(probabilities, draws, rest, generator, count, prior=1.0)
-    return Evidence(float(apart - together), float((draws_of_d >= tau**2).mean()))
+    drawn = float(np.array(probabilities) @ (counts.sum(axis=1) > 0))
+    large = float((draws_of_d >= tau**2).mean())
+    return Evidence(float(apart - together), large, max(sum(probabilities) + rest - drawn, 0.0))
 
 
 def learned_share(log_odds: Sequence[float], rho: float, weight: float) -> float:
