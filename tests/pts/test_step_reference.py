@@ -63,7 +63,7 @@ def test_every_branch_was_rolled_out() -> None:
     for completion in REFERENCE.completions:
         for step in completion.steps:
             assert {b.correct + b.incorrect for b in step.branches} <= {ROLLOUTS, ROLLOUTS + MORE_ROLLOUTS}
-            assert 0.97 < sum(branch.probability for branch in step.branches) <= 1 + 1e-6
+            assert 0.97 < sum(branch.probability for branch in step.branches) < 1 + 1e-5
 
 
 def test_what_it_leaves_out_is_certified(loaded: LoadedModel) -> None:
@@ -86,11 +86,11 @@ def test_fresh_rollouts_agree_with_it(loaded: LoadedModel) -> None:
             if branch.id is None:
                 continue
             given = (*completion.ids[: step.position], branch.id)
-            samples = maker.sample((*completion.prompt_ids, *given), 64 - len(given), 100, seed=1)
+            samples = maker.sample((*completion.prompt_ids, *given), 64 - len(given), 40, seed=1)
             texts = [loaded.tokenizer.decode([*given, *ids], skip_special_tokens=True) for ids in samples]
-            rate = sum(is_correct(found[0], text) for text in texts) / 100
+            rate = sum(is_correct(found[0], text) for text in texts) / 40
             expected = branch.correct / (branch.correct + branch.incorrect)
-            assert abs(rate - expected) <= 4 * math.sqrt((expected * (1 - expected) + 0.01) / 80)
+            assert abs(rate - expected) <= 4 * math.sqrt((expected * (1 - expected) + 0.02) / 40)
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ TAU = 0.2
 
 @pytest.fixture(scope="module")
 def run(ending_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A finished run of a sampler that has three tokens to choose from, so that a few rollouts know them all."""
+    """A finished run of a sampler that has five tokens to choose from, so that a run's rollouts know them all."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "narrow")
     problems = load_problems(write_problems(folder.path.with_name("problems.jsonl"), 12))
-    sampler = SamplerSettings(max_tokens=6, top_k=3)
+    sampler = SamplerSettings(max_tokens=6, top_k=5)
     with oracle_for(ORACLE, problems) as oracle:
         discover_into(
             folder,
