@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from steering_pts.demo.run import DemoOptions, run_demo
+from steering_pts.vectors.methods import METHODS
 
 TEST_PROBLEMS = 120
 
@@ -76,7 +77,7 @@ def test_vectors_are_named_after_the_decisions_that_they_are_for(
 ) -> None:
     for vector in report["vectors"]:
         assert vector["name"].split("-")[0] in {"strategy", "correction", "operand", "slip", "other"}
-        assert vector["method"] in {"paired_difference", "optimised"}
+        assert vector["method"] in METHODS
         assert 0 <= vector["layer"] < 4
         assert vector["strength"] > 0
         assert (folder / "vectors" / f"{vector['name']}.safetensors").is_file()

@@ -34,7 +34,10 @@ def test_a_model_is_searched_and_steered_at_its_pivots(family: str, tmp_path: Pa
 
     discovered = run_pts(*discover_arguments(run.path, folder, data))
     assert discovered.code == 0, discovered.err
-    made = run_pts("vectors", str(run.path), "--min-events", "2", "--json")
+    made = run_pts(
+        *("vectors", str(run.path), "--min-events", "2", "--json"),
+        *("--method", "paired_difference", "--group-by", "tokens"),
+    )
     assert made.code == 0, made.err
 
     vectors = json.loads(made.out)["vectors"]

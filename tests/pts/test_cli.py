@@ -234,7 +234,18 @@ def test_a_block_that_the_model_does_not_have_is_refused(pts: Pts, run: RunFolde
 def test_an_unknown_method_is_refused(pts: Pts, run: RunFolder) -> None:
     error = pts("vectors", str(run.path), "--method", "magic").error()
 
-    assert error == "unknown method 'magic'; expected paired_difference or optimised"
+    assert error == ("unknown method 'magic'; expected paired_difference, context_difference, pca, optimised")
+
+
+def test_other_wrong_options_of_vectors_are_refused(pts: Pts, run: RunFolder) -> None:
+    grouped = pts("vectors", str(run.path), "--group-by", "colour").error()
+    recorded = pts("vectors", str(run.path), "--record-dtype", "int8").error()
+    remote = pts("vectors", str(run.path), "--remote").error()
+
+    assert grouped == "can't group by 'colour'; expected clusters or tokens"
+    assert recorded == "unknown dtype 'int8' for recording; expected float32, bfloat16, float16"
+    assert remote.endswith("is a folder; recording on another machine needs a model by its id on the hub")
+    assert not run.vectors.exists()
 
 
 def test_problems_of_the_run_are_no_validation(pts: Pts, run: RunFolder, tmp_path: Path) -> None:
@@ -377,13 +388,18 @@ def test_show_is_a_table_for_people_and_says_what_it_leaves_out(pts: Pts, run: R
 
 
 def test_vectors_prints_one_json_object_and_writes_what_it_says(pts: Pts, run: RunFolder) -> None:
-    ended = pts("vectors", str(run.path), "--json")
+    ended = pts("vectors", str(run.path), "--json", "--method", "paired_difference", "--method", "pca")
 
     report = json.loads(ended.out)
     assert (ended.code, ended.err) == (0, "")
-    (vector,) = report["vectors"]
+    (vector,), (group,) = report["vectors"], report["candidates"]
     assert (vector["name"], vector["block"], vector["lift"]) == ("pivot-1", 1, None)
     assert Path(vector["path"]).is_file()
+    assert (group["name"], group["events"]) == ("pivot-1", vector["events"])
+    assert all(Path(path).is_file() for path in group["files"].values())
+    assert set(group["strengths"]) == {"paired_difference", "pca"}
+    assert set(group["strengths"]["pca"]) == {"0", "1", "2"}
+    assert group["reliability"].keys() == group["strengths"].keys()
     assert report["left_out"] == []
 
 
@@ -392,16 +408,19 @@ def test_vectors_chosen_on_validation_problems_use_what_room_the_context_leaves(
 ) -> None:
     validation = write_problems(tmp_path / "validation.jsonl", 4, first=50)
 
-    ended = pts("vectors", str(run.path), "--validation", str(validation), "--block", "1", "--json")
+    ended = pts(
+        "vectors", str(run.path), "--validation", str(validation), "--block", "1", "--method", "pca", "--json"
+    )
 
     report = json.loads(ended.out)
     assert len(report["vectors"]) + len(report["left_out"]) == 1
 
 
 def test_vectors_is_a_table_for_people(pts: Pts, run: RunFolder) -> None:
-    ended = pts("vectors", str(run.path))
+    ended = pts("vectors", str(run.path), "--method", "paired_difference")
 
     assert "pivot-1" in ended.out
+    assert "split-half reliability" in ended.out
     assert "not measured" in ended.out
 
 

@@ -233,6 +233,17 @@ def test_contexts_that_mostly_recur_where_nothing_is_decided_are_none() -> None:
     assert (found.min_match, found.contexts) == (0, ())
 
 
+def test_of_very_many_quiet_places_some_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steering_pts.vectors.contexts._MOST_QUIET", 30)
+    group = alike(6, 8, 7)
+    few = [quiet((50 + i, 3, 4), 3, problem=f"q{i}") for i in range(200)]
+    many = [quiet((50 + i, 8, 7), 3, problem=f"q{i}") for i in range(200)]
+
+    assert [one.min_match for one in with_contexts([group], few)] == [2]
+    assert [one.min_match for one in with_contexts([group], many[:12] + few)] == [2]
+    assert [one.min_match for one in with_contexts([group], many)] == [0]
+
+
 def test_a_context_seen_in_one_problem_alone_says_nothing_of_others() -> None:
     group = [event((i, i + 1, i + 2, i + 3), problem=f"p{i}") for i in range(0, 60, 10)]
 

@@ -167,8 +167,8 @@ def test_a_file_holds_what_the_method_makes_of_the_recorded_states(
     group = report.candidates[0]
     at = [index for index, one in enumerate(events) if one in grouped(run, group.events)]
 
-    for method, path in group.files.items():
-        vector = load_vector(path)
+    for method in ("paired_difference", "context_difference", "pca"):  # the one that learns takes long
+        vector = group.load(method)
         for block in BLOCKS:
             prefix, chosen, rejected = (
                 recording.states(place, block, at) for place in ("prefix", "chosen", "rejected")
@@ -452,7 +452,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> tuple[VectorReport, RunF
     choice = ModelChoice("demo")
     training = load_problems("demo:train", DataOptions(limit=24, shuffle_seed=0))
     problems = load_problems("demo:validation", DataOptions(limit=48, shuffle_seed=0))
-    options = VectorOptions(min_events=5, methods=("optimised",), blocks=(0, 1))
+    options = VectorOptions(min_events=5, methods=("optimised",), blocks=(1,))
     with oracle_for("math", training) as oracle:
         discover_into(folder, choice, training, oracle, sampler, SearchSettings(), 0, QUIET)
         with folder.read() as ledger, rollouts(choice, sampler) as (model, source):

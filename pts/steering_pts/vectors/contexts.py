@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ LEAST_QUALITY = 0.25
 """Least precision and least recall: with more than three wrong firings for a right one, or three decisions of four not
 found, contexts don't tell where to act."""
 _RECALL_WEIGHT = 2.0
+_MOST_QUIET = 50_000  # of more, some are looked at, evenly spread, and each counts for several
 
 
 def with_contexts(
@@ -37,9 +39,10 @@ def with_contexts(
     problems = list(dict.fromkeys(one.problem_id for one in everything))
     problems += [place.completion.problem_id for place in quiet]
     fold_of = dict(zip(problems, problem_folds(problems), strict=True))
-    quiet_contexts = [(fold_of[one.completion.problem_id], one.context) for one in quiet]
+    stride = max(1, math.ceil(len(quiet) / _MOST_QUIET))
+    contexts = [(fold_of[one.completion.problem_id], one.context) for one in quiet[::stride]]
     return [
-        EventGroup(tuple(group), _min_match(group, everything, quiet_contexts, fold_of)) for group in groups
+        EventGroup(tuple(group), _min_match(group, everything, contexts, stride, fold_of)) for group in groups
     ]
 
 
@@ -47,6 +50,7 @@ def _min_match(
     group: Sequence[PivotEvent],
     everything: Sequence[PivotEvent],
     quiet: Sequence[tuple[int, tuple[int, ...]]],
+    each_counts: int,
     fold_of: dict[str, int],
 ) -> int:
     if len({event.problem_id for event in group}) < 2:
@@ -63,7 +67,7 @@ def _min_match(
         counter = hits if (event.completion_id, event.position, event.prefix_ids) in own else false
         counter[indices[fold_of[event.problem_id]].longest_match(event.context)] += 1
     for fold, context in quiet:
-        false[indices[fold].longest_match(context)] += 1
+        false[indices[fold].longest_match(context)] += each_counts
     best, best_score = 0, 0.0
     for length in range(LEAST_MATCH, MAX_CONTEXT_TOKENS + 1):
         found, wrong = _at_least(hits, length), _at_least(false, length)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,11 @@ GroupBy = Literal["clusters", "tokens"]
 
 MOST_GROUPS = 16
 _MOST_CLUSTERED = 1000  # the tree takes the square of this in memory; the rest joins what is nearest
-_ERRORS = 2.0
+_ERRORS = 2.5
 _NOT_WORTH_A_GROUP = 0.02  # of cosine
 _TINY = 1e-9
 
-Floats = NDArray[np.float32] | NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,10 @@ def group_by_clusters(
     other problems is then given to the cluster whose mean state is nearest to its own, which is all that a trigger can
     go by, and scores the cosine between its own difference and that cluster's vector, the mean over the blocks: 0
     where the cluster is too small for a vector. The number is the smallest whose weighted mean score is behind the best
-    one's by no more than two standard errors of that difference, or by 0.02, which is not worth another group. (After
+    one's by no more than 2.5 standard errors of that difference, or by 0.02, which is not worth another group. (After
     Breiman et al., Classification and Regression Trees, 1984, section 3.4.3. The error is that of the difference, on
     the same decisions, as if it were none and its sign on each problem were chance: so what most decisions don't care
-    about does not drown what a rare kind gains. It is two errors, not one, because the best of many numbers is best by
+    about does not drown what a rare kind gains. It is 2.5 errors, not one, because the best of many numbers is best by
     chance too.)
 
     Args:
@@ -116,7 +116,7 @@ def _held_out_scores(
     weights = np.array([event.weight for event in events])
     smallest_part = len(events) - np.bincount(folds).max()
     most = max(1, min(MOST_GROUPS, len(events) // max(2, min_events), smallest_part))
-    scores = [np.zeros(len(events)) for _ in range(most)]
+    scores: list[Floats] = [np.zeros(len(events)) for _ in range(most)]
     units = _unit(difference)
     for fold in range(folds.max() + 1):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
