@@ -17,6 +17,9 @@ from steering_pts.ledger import LedgerReader
 from steering_pts.progress import RunProgress
 from steering_pts.settings import SamplerSettings
 from steering_pts.vectors.branches import branches_of
+from steering_pts.vectors.building import triggers_of
+from steering_pts.vectors.events import EventGroup, events_of_run
+from steering_pts.vectors.probes import probes_of
 from steering_pts.vectors.reading import Reading, record_rows
 from steering_pts.vectors.step_states import record_steps, step_states
 from steering_pts.vectors.steps import LEAST_BRANCH, StepLabel, StepTable, steps_of_run
@@ -211,3 +214,22 @@ def test_of_ordinary_steps_no_more_are_taken_than_wanted(table: StepTable, model
     labels = [table.steps[index].label for index in recorded.steps]
     assert 2 <= labels.count(StepLabel.ORDINARY) <= 4
     assert labels.count(StepLabel.PIVOTAL) == table.count(StepLabel.PIVOTAL)
+
+
+def test_a_group_of_decisions_gets_the_triggers_of_its_steps(
+    table: StepTable, model: SteeredModel, run: RunFolder
+) -> None:
+    with run.read() as ledger:
+        events = events_of_run(ledger)
+        group, empty = EventGroup(tuple(events), 0), EventGroup(tuple(events[:1]), 0)
+        triggers, none = triggers_of(ledger, model.loaded, [group, empty], [0, 2])
+
+    assert len({event.problem_id for event in events}) >= 2
+    assert set(triggers.probes) == set(triggers.thresholds) == set(triggers.aucs) == {0, 2}
+    assert set(triggers.centroids) == set(triggers.min_cosines) == {0, 2}
+    assert none.probes == none.centroids == {}  # one decision is too few to learn from
+    recorded = record_steps(model.loaded, table, [2], [event.prefix_ids for event in events])
+    targets = recorded.of(table.group_targets([event.prefix_ids for event in events]))
+    expected = probes_of(recorded.states, targets, recorded.of(table.problem_ids))[2]
+    assert torch.equal(triggers.probes[2].weight, expected.probe.weight)
+    assert (triggers.thresholds[2], triggers.aucs[2]) == (expected.threshold, expected.auc)
