@@ -23,7 +23,7 @@ from steering_pts.vectors.probes import FALSE_POSITIVE_RATE
 Array = NDArray[np.float64]
 
 _COUNTS = (1, 2, 4, 8, 16)
-_STARTS = 4
+_STARTS = 2
 _SAME = 0.01  # recall that is no reason to have more centroids
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from steering_pts.seeds import derive_seed
 
-FOLDS = 5
+FOLDS = 4
 _SURE_SHARE = 0.95  # of the wanted steps, those that should stay clear of the threshold
 
 
@@ -44,7 +44,7 @@ def problem_folds(known: Known) -> list[NDArray[np.bool_]]:
     """Which steps each fold holds out, `[folds][steps]`: every step once, all of a problem together.
 
     Problems with wanted steps are dealt out evenly, and so are the others; there are as many folds as leave each
-    fold's rest with both kinds, five at most.
+    fold's rest with both kinds, four at most.
     """
     with_wanted = {p for p, wanted in zip(known.problem_ids, known.wanted, strict=True) if wanted}
     # By digest, so that it does not hang on the order of the data.

@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 FALSE_POSITIVE_RATE = 0.002
 """Share of steps that are not wanted at which a trigger may fire: a step in 500."""
 
-_PENALTIES = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, an inverse penalty, on standardised states
+_PENALTIES = (0.01, 0.3, 10.0)  # scikit-learn's C, an inverse penalty, on standardised states
 _MAX_ROUNDS = 2_000
 _LARGEST_LOGIT = 15.0  # a threshold is kept as a probability, which must not round to 0 or 1
 
