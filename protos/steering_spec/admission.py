@@ -19,6 +19,7 @@ from steering_spec.rule_admission import rule_violations
 from steering_spec.sampling_admission import sampling_violations
 from steering_spec.selector_admission import named_values, selector_violations
 from steering_spec.steering import ConflictPolicy, SteeringRule, SteeringSpec
+from steering_spec.unicode import unicode_violations
 from steering_spec.violation import Violation, ViolationKind
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -36,7 +37,7 @@ def request_violations(
         spec: The request.
         model: Facts of the served model; None skips what depends on them.
         find_vector: Looks a vector up by id, ignoring the pin; None skips what depends on vectors.
-        prompt_ids: The tokenized prompt; None skips what depends on its length.
+        prompt_ids: The tokenized prompt; None skips what depends on its length, unless the request gives ids itself.
     """
     found = _violations(spec, model, find_vector, prompt_ids)
     return list(itertools.islice(found, limits.MAX_VIOLATIONS))
@@ -48,11 +49,14 @@ def _violations(
     find_vector: FindVector | None,
     prompt_ids: tuple[int, ...] | None,
 ) -> Iterator[Violation]:
+    if prompt_ids is None and isinstance(spec.prompt, PromptIds):
+        prompt_ids = spec.prompt.ids or None
     prompt_length = None if prompt_ids is None else len(prompt_ids)
     yield from prompt_violations(spec.prompt, model)
     yield from sampling_violations(spec.sampling, model, prompt_length)
     if len(spec.request_id) > limits.MAX_REQUEST_ID_CHARACTERS:
         yield Violation("request_id", f"longer than {limits.MAX_REQUEST_ID_CHARACTERS} characters")
+    yield from unicode_violations("request_id", spec.request_id)
     if model is not None and spec.model and spec.model != model.name:
         yield Violation(
             "model",
@@ -81,14 +85,16 @@ def _steering_violations(
             f"{named} explicit positions and token ids in all; at most {limits.MAX_SELECTED_POSITIONS}",
         )
         return
-    max_context, vocab_size = (None, None) if model is None else (model.max_context_tokens, model.vocab_size)
+    max_steps, vocab_size = (None, None) if model is None else (model.max_context_tokens, model.vocab_size)
+    if max_steps is not None and prompt_length is not None and prompt_length < max_steps:
+        max_steps -= prompt_length
     well_placed: dict[int, SteeringRule] = {}
     for index, rule in enumerate(rules):
         path = f"steering.rules[{index}]"
         yield from rule_violations(path, rule, model, find_vector)
         well_placed[index] = rule
         for violation in selector_violations(
-            f"{path}.selector", rule.selector, prompt_length, max_context, vocab_size
+            f"{path}.selector", rule.selector, prompt_length, max_steps, vocab_size
         ):
             well_placed.pop(index, None)
             yield violation
@@ -101,6 +107,7 @@ def prompt_violations(prompt: Prompt, model: ModelFacts | None) -> Iterator[Viol
     if isinstance(prompt, PromptText):
         if not prompt.text:
             yield Violation("text", "the prompt is empty")
+        yield from unicode_violations("text", prompt.text)
         yield from _text_violations("text", len(prompt.text), model)
     elif isinstance(prompt, PromptIds):
         if not prompt.ids:
@@ -137,6 +144,7 @@ def _chat_violations(chat: Chat, model: ModelFacts | None) -> Iterator[Violation
         return
     yield from _text_violations("chat.messages", sum(len(one.content) for one in chat.messages), model)
     for index, message in enumerate(chat.messages):
+        yield from unicode_violations(f"chat.messages[{index}].content", message.content)
         if message.role not in ROLES:
             yield Violation(
                 f"chat.messages[{index}].role", f"{message.role[:40]!r} is none of {', '.join(ROLES)}"
@@ -159,6 +167,8 @@ def _tokenized_prompt_violations(
         )
     room = model.max_context_tokens - len(prompt_ids)
     asked = spec.sampling.max_tokens
+    if room < 0 and isinstance(spec.prompt, PromptIds):
+        return  # said of the prompt itself
     if room < 1:
         yield Violation(
             "prompt", f"{len(prompt_ids)} tokens leave no room in a context of {model.max_context_tokens}"

@@ -41,6 +41,10 @@ class Intervals:
     def __bool__(self) -> bool:
         return bool(self.spans)
 
+    def __contains__(self, number: int) -> bool:
+        index = bisect_right(self.spans, number, key=_START) - 1
+        return index >= 0 and number < self.spans[index][1]
+
     def __or__(self, other: Intervals) -> Intervals:
         return Intervals.of((*self.spans, *other.spans))
 

@@ -8,6 +8,7 @@ from steering_spec import limits
 from steering_spec.facts import ModelFacts
 from steering_spec.numbers import count_violations, range_violations, token_violations
 from steering_spec.request import SamplingParams
+from steering_spec.unicode import unicode_violations
 from steering_spec.violation import Violation
 
 
@@ -68,6 +69,7 @@ def _stop_violations(texts: tuple[str, ...]) -> Iterator[Violation]:
     if len(texts) > limits.MAX_STOP_SEQUENCES:
         yield Violation("sampling.stop_sequences", f"more than {limits.MAX_STOP_SEQUENCES} stop sequences")
     for index, text in enumerate(texts[: limits.MAX_STOP_SEQUENCES]):
+        yield from unicode_violations(f"sampling.stop_sequences[{index}]", text)
         if not 1 <= len(text) <= limits.MAX_STOP_SEQUENCE_CHARACTERS:
             yield Violation(
                 f"sampling.stop_sequences[{index}]",

@@ -21,12 +21,13 @@ def selector_violations(
     path: str,
     selector: Selector,
     prompt_length: int | None = None,
-    max_context: int | None = None,
+    max_steps: int | None = None,
     vocab_size: int | None = None,
 ) -> Iterator[Violation]:
     """What is wrong with a selector; clauses that can select nothing are refused.
 
-    Without the prompt's length, only those are that select nothing in a prompt of any length.
+    Without the prompt's length, only those are that select nothing in a prompt of any length. `max_steps` are the
+    steps that there can be at most; None where that isn't known.
     """
     if not selector.include:
         yield Violation(f"{path}.include", "at least one clause is needed")
@@ -37,13 +38,13 @@ def selector_violations(
         for index, clause in enumerate(clauses[: limits.MAX_CLAUSES]):
             where = f"{path}.{name}[{index}]"
             is_sound = True
-            for violation in _clause_violations(where, clause, prompt_length, max_context, vocab_size):
+            for violation in _clause_violations(where, clause, prompt_length, max_steps, vocab_size):
                 is_sound = False
                 yield violation
             if is_sound:
                 sound[name].append((index, clause))
     if sound["exclude"]:
-        exclusion = Exclusion.of([clause for _, clause in sound["exclude"]], prompt_length, max_context)
+        exclusion = Exclusion.of([clause for _, clause in sound["exclude"]], prompt_length, max_steps)
         for index, clause in sound["include"]:
             if exclusion.hides(clause):
                 yield Violation(
@@ -52,13 +53,13 @@ def selector_violations(
 
 
 def _clause_violations(
-    path: str, clause: Clause, prompt_length: int | None, max_context: int | None, vocab_size: int | None
+    path: str, clause: Clause, prompt_length: int | None, max_steps: int | None, vocab_size: int | None
 ) -> Iterator[Violation]:
     in_prompt = clause.phase is Phase.PROMPT
     if isinstance(clause.predicate, Positions):
-        yield from _position_violations(path, clause.predicate, in_prompt, prompt_length, max_context)
+        yield from _position_violations(path, clause.predicate, in_prompt, prompt_length, max_steps)
     elif isinstance(clause.predicate, Window):
-        yield from _window_violations(path, clause.predicate, in_prompt, prompt_length, max_context)
+        yield from _window_violations(path, clause.predicate, in_prompt, prompt_length, max_steps)
     elif isinstance(clause.predicate, TokenSet):
         yield from _token_violations(f"{path}.tokens.ids", clause.predicate.ids, vocab_size)
 
@@ -76,27 +77,27 @@ def _token_violations(path: str, ids: tuple[int, ...], vocab_size: int | None) -
 
 
 def _position_violations(
-    path: str, positions: Positions, in_prompt: bool, prompt_length: int | None, max_context: int | None
+    path: str, positions: Positions, in_prompt: bool, prompt_length: int | None, max_steps: int | None
 ) -> Iterator[Violation]:
     if not positions.positions:
-        yield Violation(f"{path}.positions", "selects nothing; name at least one position")
+        yield Violation(f"{path}.positions.positions", "selects nothing; name at least one position")
     if len(positions.positions) > limits.MAX_POSITIONS:
-        yield Violation(f"{path}.positions", f"more than {limits.MAX_POSITIONS} positions")
+        yield Violation(f"{path}.positions.positions", f"more than {limits.MAX_POSITIONS} positions")
         return
     for index, position in enumerate(positions.positions):
-        where = f"{path}.positions[{index}]"
+        where = f"{path}.positions.positions[{index}]"
         if abs(position) > limits.INT32_MAX:
             yield Violation(where, f"{position} does not fit into 32 bits")
         elif not in_prompt and position < 0:
             yield Violation(where, f"step {position}: steps count from 0, the generation's end is not known")
         elif in_prompt and prompt_length is not None and not -prompt_length <= position < prompt_length:
             yield Violation(where, f"position {position} is outside a prompt of {prompt_length} tokens")
-        elif not in_prompt and max_context is not None and position >= max_context:
-            yield Violation(where, f"step {position} can't be reached in a context of {max_context} tokens")
+        elif not in_prompt and max_steps is not None and position >= max_steps:
+            yield Violation(where, _beyond(position, max_steps))
 
 
 def _window_violations(
-    path: str, window: Window, in_prompt: bool, prompt_length: int | None, max_context: int | None
+    path: str, window: Window, in_prompt: bool, prompt_length: int | None, max_steps: int | None
 ) -> Iterator[Violation]:
     where = f"{path}.range"
     start, end = window.start, window.end
@@ -119,5 +120,9 @@ def _window_violations(
         yield Violation(
             where, f"[{window.start}, {window.end}) selects nothing; the end must lie after the start"
         )
-    elif not in_prompt and max_context is not None and start >= max_context:
-        yield Violation(where, f"step {start} can't be reached in a context of {max_context} tokens")
+    elif not in_prompt and max_steps is not None and start >= max_steps:
+        yield Violation(where, _beyond(start, max_steps))
+
+
+def _beyond(step: int, max_steps: int) -> str:
+    return f"step {step} can't be reached: the context has room for {max_steps} steps, counted from 0"

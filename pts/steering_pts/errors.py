@@ -9,7 +9,9 @@
     ├── SearchError                a search that can't be run as asked
     ├── EndpointError              a server that can't take part in a run, or none is left that can
     ├── RecordingError             states or vectors of a run that can't be recorded, written or read
-    └── MethodError                pivots of which a method makes no vector
+    ├── MethodError                pivots of which a method makes no vector
+    ├── ReportError                a file of results that can't be read; `.problems` lists what is wrong
+    └── InspectionError            a vector file that is not there, or no model to look at it with
 
 Messages say what was wrong, where, and what would be right.
 """
@@ -91,3 +93,18 @@ class RecordingError(PtsError):
 
 class MethodError(PtsError):
     """Pivots of which a method makes no vector; the message says what it needs and what there is."""
+
+
+class ReportError(PtsError):
+    """A file of results that can't be read; `problems` holds one sentence for everything that is wrong with it."""
+
+    def __init__(self, path: Path, problems: Sequence[str]) -> None:
+        self.path = path
+        self.problems = tuple(problems)
+        shown = "; ".join(self.problems[:MAX_SHOWN_PROBLEMS])
+        more = len(self.problems) - MAX_SHOWN_PROBLEMS
+        super().__init__(f"{path}: {shown}" + (f"; and {more} more" if more > 0 else ""))
+
+
+class InspectionError(PtsError):
+    """A vector file that is not there, or a model that it can't be looked at with; the message says which and why."""

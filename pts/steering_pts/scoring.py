@@ -99,7 +99,7 @@ def _logits(loaded: LoadedModel, batch: Sequence[tuple[Sequence[int], Sequence[i
 @torch.inference_mode()
 def _probabilities(logits: torch.Tensor, sampler: SamplerSettings) -> torch.Tensor:
     """The sampler's distribution `[rows, vocab]` for logits `[rows, vocab]`."""
-    constant = torch.ones(len(logits))
+    constant = torch.ones(len(logits), dtype=torch.float64)
     return token_probabilities(
         logits,
         constant * sampler.temperature,

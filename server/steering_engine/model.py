@@ -33,6 +33,7 @@ from steering_spec import (
     Prompt,
     SamplingParams,
     StreamDelta,
+    Violation,
     request_violations,
 )
 from steering_spec.admission import prompt_violations
@@ -46,6 +47,7 @@ class SteeredModel:
     Attributes:
         loaded: The model and its tokenizer.
         info: Its description.
+        limits: Its bounds.
         vectors: The vectors that requests may name.
         engine: The engine, for callers that have ids and plans already (rollouts).
     """
@@ -54,6 +56,7 @@ class SteeredModel:
         self, loaded: LoadedModel, name: str, limits: EngineLimits, followers: Followers | None = None
     ) -> None:
         self.loaded = loaded
+        self.limits = limits
         rows = limits.vector_rows(loaded.block_count, loaded.hidden_size)
         table = DirectionTable(loaded.block_count, loaded.hidden_size, loaded.device, rows)
         self.vectors = VectorRegistry(loaded, table)
@@ -152,14 +155,10 @@ class SteeredModel:
 
     def _requests(self, spec: GenerationSpec, own_id: str, *, streaming: bool) -> list[EngineRequest]:
         """What the engine is asked for, one request for each completion."""
-        facts = self.info.facts
-        # A sound prompt is tokenized whatever else is wrong, so that everything comes back in one answer.
-        is_sound = not any(prompt_violations(spec.prompt, facts))
-        ids = self.prompt_ids(spec.prompt) if is_sound else None
-        faults = request_violations(spec, facts, self.vectors.facts, ids)
+        ids, faults = self.judge(spec)
         if faults or ids is None:
             raise InvalidRequestError(faults)
-        sampling = self._sampling(spec.sampling, room=facts.max_context_tokens - len(ids))
+        sampling = self._sampling(spec.sampling, room=self.info.facts.max_context_tokens - len(ids))
         first = EngineRequest(
             request_id=own_id,
             prompt_ids=ids,
@@ -178,6 +177,18 @@ class SteeredModel:
             for index in range(1, spec.sampling.n)
         )
         return [first, *others]
+
+    def judge(self, spec: GenerationSpec) -> tuple[tuple[int, ...] | None, list[Violation]]:
+        """The prompt's ids, None where it gives none, and everything that keeps a request from being run."""
+        facts = self.info.facts
+        ids, refused = None, list[Violation]()
+        # A sound prompt is tokenized whatever else is wrong, so that everything comes back in one answer.
+        if not any(prompt_violations(spec.prompt, facts)):
+            try:
+                ids = self.prompt_ids(spec.prompt)
+            except InvalidRequestError as error:
+                refused += error.violations
+        return ids, refused + request_violations(spec, facts, self.vectors.facts, ids)
 
     def _sampling(self, asked: SamplingParams, room: int) -> Sampling:
         return Sampling(
@@ -212,6 +223,10 @@ class SteeredModel:
     def stats(self) -> EngineStats:
         """The load now and the counts since start."""
         return self.engine.stats()
+
+    def failure(self) -> str | None:
+        """Why nothing more can be generated; None while the engine runs."""
+        return self.engine.failure()
 
     async def close(self) -> None:
         """Stops the engine; running requests end with EngineStoppedError."""

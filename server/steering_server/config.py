@@ -1,106 +1,192 @@
-"""What a server is told at its start; checked once, here."""
+"""What a server is told at its start: every setting with its meaning, its default and its bounds; judged once, here.
+
+A field is at once a flag (`--max-queued`), a variable of the environment (`STEERING_SERVER_MAX_QUEUED`) and a key of
+the configuration file (`max_queued`); `config_sources` reads those.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from steering_server.address import is_loopback, join_address
 from steering_server.errors import StartError
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 50051
-DEFAULT_GRACE_SECONDS = 30.0
-DEFAULT_MAX_QUEUED = 1024
-DEFAULT_STREAM_BUFFER = 1024
+
+_SECRETS = frozenset({"token_file", "tls_key"})
+"""Settings into which a secret might be put by mistake, where a path is expected; their values are never told."""
+
+AtLeastOne = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class LogFormat(Enum):
+    """How a log line is written."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 @dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """A server's configuration.
+class Fault:
+    """Something wrong with a setting: its name, or one that is none, and what is wrong."""
+
+    name: str
+    text: str
+
+
+class ConfigError(StartError):
+    """A configuration that is wrong.
 
     Attributes:
-        model: `demo`, a folder, or a Hub id.
-        vectors: Folder whose vectors are loaded at the start, and the only one that LoadVector reads.
-        host: Address to listen on; other than loopback only with `insecure`.
-        port: Port to listen on; 0 takes a free one.
-        device: `auto`, or what torch calls it.
-        dtype: `auto`, or what torch calls it.
-        tensor_parallel: Devices that share the model, each with a process of its own.
-        max_concurrent: Requests decoded at once; None means the engine's default, here and below.
-        max_context: Most prompt plus generated tokens of a request.
-        cache_tokens: Tokens that the KV cache holds.
-        default_max_tokens: Tokens generated when a request does not say how many.
-        deterministic: Seeded requests give the same bits in any batch; None means where that is possible.
-        cuda_graphs: Decoding runs as captured CUDA graphs; None means where that is possible.
-        offload_gib: Memory of the host for cached rows of requests that give way to others.
-        vector_table_bytes: Memory of the device that loaded vectors may take.
-        max_queued: Unfinished requests, decoding or waiting, above which new ones are refused.
-        stream_buffer: Deltas of each completion that a stream's reader may fall behind before its stream is ended.
-        grace_seconds: Time that running requests get to finish when the server stops.
-        insecure: Listen on a host other than loopback without TLS.
-
-    Raises:
-        StartError: Something is wrong; all of it in one message.
+        faults: Everything that is.
+        lines: The same for people, each setting called as its user calls it.
     """
 
-    model: str
-    vectors: Path | None = None
-    host: str = DEFAULT_HOST
-    port: int = DEFAULT_PORT
-    device: str = "auto"
-    dtype: str = "auto"
-    tensor_parallel: int = 1
-    max_concurrent: int | None = None
-    max_context: int | None = None
-    cache_tokens: int | None = None
-    default_max_tokens: int | None = None
-    deterministic: bool | None = None
-    cuda_graphs: bool | None = None
-    offload_gib: float | None = None
-    vector_table_bytes: int | None = None
-    max_queued: int = DEFAULT_MAX_QUEUED
-    stream_buffer: int = DEFAULT_STREAM_BUFFER
-    grace_seconds: float = DEFAULT_GRACE_SECONDS
-    insecure: bool = False
+    def __init__(self, faults: tuple[Fault, ...], names: Mapping[str, str] | None = None) -> None:
+        """Takes the faults, and what the user calls each setting where that is not the flag."""
+        called = names or {}
+        self.faults = faults
+        self.lines = [f"{called.get(fault.name) or flag(fault.name)}: {fault.text}" for fault in faults]
+        super().__init__("; ".join(self.lines))
 
-    def __post_init__(self) -> None:
-        if faults := self._faults():
-            raise StartError("; ".join(faults))
+
+class ServerConfig(BaseModel):
+    """A server's configuration; the description of each field is its help.
+
+    Raises:
+        ConfigError: Something is wrong; all of it at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str = ""
+    "`demo`, a folder, or a Hub id."
+    vectors: Path | None = None
+    "Folder of vector files: loaded at the start, and the only one LoadVector reads."
+    host: str = DEFAULT_HOST
+    "Address to listen on; other than loopback only with TLS, or --insecure."
+    port: Port = DEFAULT_PORT
+    "Port to listen on; 0 takes a free one."
+    device: str = "auto"
+    "auto, cpu, cuda or cuda:N."
+    dtype: str = "auto"
+    "auto, float32, bfloat16 or float16."
+    tensor_parallel: AtLeastOne = 1
+    "Devices that share the model, by transformers' own plan for it; the server starts a process for each."
+    max_concurrent: AtLeastOne | None = None
+    "Requests decoded at once; more wait."
+    max_context: AtLeastOne | None = None
+    "Most prompt plus generated tokens of a request."
+    cache_tokens: AtLeastOne | None = None
+    "Tokens that the KV cache holds."
+    default_max_tokens: AtLeastOne | None = None
+    "Tokens generated when a request does not say how many."
+    deterministic: bool | None = None
+    """A seeded request gives the same tokens and log-probabilities, to the bit, alone and in any batch (float32 on a
+    CPU). Where that is possible, unless said otherwise."""
+    cuda_graphs: bool | None = None
+    """Decoding runs as captured CUDA graphs (bfloat16 or float16 on a CUDA device). Where that is possible, unless
+    said otherwise."""
+    offload_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    "Memory of the host, in GiB, for cached rows of requests that give way to others (CUDA devices only)."
+    vector_table_bytes: AtLeastOne | None = None
+    "Memory that loaded vectors may take."
+    default_steering: Path | None = None
+    """File with the steering of requests that name none: a steering.v1.SteeringSpec as JSON. A request's own replaces
+    it, and an empty one switches it off."""
+    max_queued: AtLeastOne = 1024
+    "Unfinished requests above which new ones are refused."
+    stream_buffer: AtLeastOne = 1024
+    "Deltas of each completion that a stream's reader may fall behind before its stream is ended."
+    grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    "Seconds that running requests get to finish when the server stops."
+    tls_cert: Path | None = None
+    "PEM file of the server's certificate, followed by those between it and its authority; turns TLS on."
+    tls_key: Path | None = None
+    "PEM file of the certificate's private key, without a passphrase."
+    tls_client_ca: Path | None = None
+    "PEM file of authorities; only clients with a certificate of one of them are let in (mTLS)."
+    token_file: Path | None = None
+    "File of bearer tokens and their scopes; with it, no call is taken without one."
+    insecure: bool = False
+    "Listen on a host other than loopback without TLS."
+    metrics_host: str = DEFAULT_HOST
+    "Address of the metrics."
+    metrics_port: Port | None = None
+    "Port of the Prometheus metrics, at /metrics; 0 takes a free one. None without it."
+    log_format: LogFormat = LogFormat.TEXT
+    "How logs are written to stderr: text or json."
+    log_prompts: bool = False
+    "Write prompts and completions into the log."
 
     @property
     def address(self) -> str:
         """`host:port` as gRPC reads it."""
         return join_address(self.host, self.port)
 
-    def _faults(self) -> list[str]:
-        faults = []
-        if not self.model:
-            faults.append("no model; name `demo`, a folder or a Hub id")
-        if self.vectors is not None and not self.vectors.is_dir():
-            faults.append(f"the vector directory {str(self.vectors)!r} does not exist")
-        if not 0 <= self.port <= 65_535:
-            faults.append(f"port {self.port} is outside [0, 65535]")
-        if not self.insecure and not is_loopback(self.host):
-            faults.append(
-                f"{self.host!r} is not a loopback address and this server has no TLS; "
-                "use 127.0.0.1, or --insecure to let everyone who reaches the port use the model"
-            )
-        at_least_one = {
-            "tensor-parallel": self.tensor_parallel,
-            "max-concurrent": self.max_concurrent,
-            "max-context": self.max_context,
-            "cache-tokens": self.cache_tokens,
-            "default-max-tokens": self.default_max_tokens,
-            "vector-table-bytes": self.vector_table_bytes,
-            "max-queued": self.max_queued,
-            "stream-buffer": self.stream_buffer,
-        }
-        faults += [
-            f"{name} is {n}; expected at least 1"
-            for name, n in at_least_one.items()
-            if n is not None and n < 1
-        ]
-        if not 0 <= self.grace_seconds < float("inf"):
-            faults.append(f"grace is {self.grace_seconds}; expected seconds, at least 0")
-        return faults
+    @model_validator(mode="wrap")
+    @classmethod
+    def _judge(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Judges each setting, and then those that are sound together."""
+        faults: list[Fault] = []
+        try:
+            config = handler(values)
+        except ValidationError as error:
+            faults = [_fault(detail) for detail in error.errors(include_url=False)]
+            wrong = {fault.name for fault in faults}
+            config = handler({name: value for name, value in values.items() if name not in wrong})
+        wrong = {fault.name for fault in faults}
+        faults += [fault for fault in _conflicts(config) if fault.name not in wrong]
+        if faults:
+            raise ConfigError(tuple(faults))
+        return config
+
+
+def flag(name: str) -> str:
+    """The flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def _fault(detail: Any) -> Fault:
+    """A fault from pydantic's description of it."""
+    name = str(detail["loc"][0])
+    if detail["type"] == "extra_forbidden":
+        return Fault(name, "there is no such setting")
+    text = detail["msg"][:1].lower() + detail["msg"][1:]
+    value = detail["input"]
+    if isinstance(value, str | int | float) and name not in _SECRETS:
+        text += f", got {str(value)[:100]!r}"
+    return Fault(name, text)
+
+
+def _conflicts(config: ServerConfig) -> Iterator[Fault]:
+    """What is wrong with settings that are sound each by itself."""
+    if not config.model:
+        yield Fault("model", "no model; name `demo`, a folder or a Hub id")
+    if config.vectors is not None and not config.vectors.is_dir():
+        yield Fault("vectors", f"the vector directory {str(config.vectors)!r} does not exist")
+    if config.tls_cert is None and not (config.insecure or is_loopback(config.host)):
+        yield Fault(
+            "host",
+            f"{config.host!r} is not a loopback address and this server has no TLS; use 127.0.0.1, --tls-cert and "
+            "--tls-key, or --insecure to let everyone who reaches the port read what is sent",
+        )
+    if config.tls_cert is not None and config.tls_key is None:
+        yield Fault("tls_cert", "a certificate needs its key; add --tls-key")
+    for name in ("tls_key", "tls_client_ca"):
+        if config.tls_cert is None and getattr(config, name) is not None:
+            yield Fault(name, "there is no TLS without a certificate; add --tls-cert")
+    files = ("default_steering", "tls_cert", "tls_key", "tls_client_ca", "token_file")
+    for name in files:
+        path: Path | None = getattr(config, name)
+        if path is not None and not path.is_file():
+            told = "" if name in _SECRETS else f" {str(path)!r}"
+            yield Fault(name, f"expected the path of a file, and there is no such file{told}")

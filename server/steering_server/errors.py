@@ -1,15 +1,22 @@
 """Errors of the server.
 
     ServerError
-    ├── StartError         the server can't start as it was told to; one line says why
-    ├── QueueFullError     too many unfinished requests
-    ├── SlowReaderError    a stream's reader fell too far behind
-    └── DrainingError      the server is stopping and takes no new work
+    ├── StartError             the server can't start as it was told to; one line says why
+    │   └── ConfigError            its settings are wrong (in `config`)
+    ├── NoTokenError           a call without a token, where one is needed
+    ├── UnknownTokenError      a call with a token that nobody was given
+    ├── MissingScopeError      a token that does not allow the call
+    ├── QueueFullError         too many unfinished requests
+    ├── SlowReaderError        a stream's reader fell too far behind
+    ├── ResponseTooLargeError  the completions don't fit into one message
+    └── DrainingError          the server is stopping and takes no new work
 
 `rpc.status` says which gRPC status each gets.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 
 class ServerError(Exception):
@@ -18,6 +25,27 @@ class ServerError(Exception):
 
 class StartError(ServerError):
     """The server can't start as it was told to; the message says why, in one line."""
+
+
+class NoTokenError(ServerError):
+    """A call without a bearer token, where one is needed."""
+
+    def __init__(self) -> None:
+        super().__init__("this server takes no call without a token; send `authorization: Bearer TOKEN`")
+
+
+class UnknownTokenError(ServerError):
+    """A call with a token that nobody was given."""
+
+    def __init__(self) -> None:
+        super().__init__("this server does not know the token")
+
+
+class MissingScopeError(ServerError):
+    """A token that does not allow the call."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"the token does not allow this call, which needs the scope {scope}")
 
 
 class QueueFullError(ServerError):
@@ -54,3 +82,14 @@ class DrainingError(ServerError):
 
     def __init__(self) -> None:
         super().__init__("the server is stopping and takes no new work")
+
+
+def faults_of(*steps: Callable[[], object]) -> list[str]:
+    """What is wrong with any of these steps, each of which may raise StartError."""
+    faults = []
+    for step in steps:
+        try:
+            step()
+        except StartError as error:
+            faults.append(str(error))
+    return faults

@@ -1,6 +1,7 @@
 """Logs to stderr, as text or as one JSON object per line, each record with the id of its request.
 
-Prompts, completions and vectors are never logged.
+The record of a finished call has what was noted about it (`note`): counts, who called, and prompts and completions only
+where the operator asks for them. Tokens, keys and vectors are never logged.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ import logging
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from enum import Enum
+from typing import Any
+
+from steering_server.config import LogFormat
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+NOTES: ContextVar[dict[str, Any] | None] = ContextVar("notes", default=None)
+"""What is noted about the call; the guard makes it and logs it."""
 
 _LIBRARIES = ("transformers", "huggingface_hub", "ContinuousBatchingLogger")
 
 
-class LogFormat(Enum):
-    """How a log line is written."""
-
-    TEXT = "text"
-    JSON = "json"
+def note(**facts: Any) -> None:
+    """Notes facts about the running call, which its record in the log then has; outside of a call it does nothing."""
+    notes = NOTES.get()
+    if notes is not None:
+        notes |= facts
 
 
 def configure_logging(log_format: LogFormat, level: int = logging.INFO) -> None:
@@ -48,9 +53,9 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        # repr: an id comes from the caller, and a line break in it must not forge a log line.
-        return f"{line} request_id={request_id!r}" if (request_id := REQUEST_ID.get()) else line
+        # repr: an id or a prompt comes from the caller, and a line break in it must not forge a log line.
+        facts = {**_notes(record), **_request_id()}
+        return " ".join([super().format(record), *(f"{name}={value!r}" for name, value in facts.items())])
 
 
 class _JsonFormatter(logging.Formatter):
@@ -60,9 +65,18 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **_notes(record),
+            **_request_id(),
         }
-        if request_id := REQUEST_ID.get():
-            entry["request_id"] = request_id
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)
+
+
+def _notes(record: logging.LogRecord) -> dict[str, Any]:
+    notes: dict[str, Any] = getattr(record, "notes", {})
+    return notes
+
+
+def _request_id() -> dict[str, str]:
+    return {"request_id": request_id} if (request_id := REQUEST_ID.get()) else {}

@@ -10,9 +10,14 @@ from types import FrameType
 from typing import Any
 
 from steering_engine.alias import DEMO, resolve_model
+from steering_engine.errors import VectorFileError
 from steering_engine.model import EngineLimits, SteeredModel
+from steering_server.address import check_address
 from steering_server.config import ServerConfig
+from steering_server.errors import StartError, faults_of
 from steering_server.logs import adopt_library_loggers
+from steering_server.rpc.default_steering import read_default_steering
+from steering_server.security.credentials import Credentials
 from steering_server.serving import SteeringServer
 
 _log = logging.getLogger(__name__)
@@ -34,12 +39,35 @@ def run_server(config: ServerConfig, announce: Callable[[str], None]) -> None:
     for number in _SIGNALS:
         signal.signal(number, _leave)  # nothing is being served yet, so nothing needs a grace
     adopt_library_loggers()
+    credentials = _prepared(config)
     model = load_model(config)
-    asyncio.run(_serve(config, model, announce))
+    for failure in load_vectors(config, model):
+        _log.warning("vector not loaded: %s", failure)
+    asyncio.run(_serve(config, credentials, model, announce))
+
+
+def _prepared(config: ServerConfig) -> Credentials:
+    """Does what can be done before the model is loaded: better to fail now than minutes later.
+
+    Raises:
+        StartError: All that is wrong.
+    """
+    credentials: list[Credentials] = []
+    steps: list[Callable[[], object]] = [
+        lambda: check_address(config.host, config.port),
+        lambda: credentials.append(Credentials(config)),
+    ]
+    if (metrics_port := config.metrics_port) is not None:
+        steps.append(lambda: check_address(config.metrics_host, metrics_port))
+    if (default_steering := config.default_steering) is not None:
+        steps.append(lambda: read_default_steering(default_steering))
+    if faults := faults_of(*steps):
+        raise StartError("; ".join(faults))
+    return credentials[0]
 
 
 def load_model(config: ServerConfig) -> SteeredModel:
-    """Loads the model and the directory's vectors; those that can't be loaded are reported and left out.
+    """Loads the model that a configuration names.
 
     Raises:
         ModelError: The model can't be loaded or run.
@@ -54,7 +82,7 @@ def load_model(config: ServerConfig) -> SteeredModel:
         "offload_gib": config.offload_gib,
         "vector_table_bytes": config.vector_table_bytes,
     }
-    model = SteeredModel.load(
+    return SteeredModel.load(
         resolve_model(config.model),
         name=DEMO if config.model == DEMO else "",
         device=config.device,
@@ -62,16 +90,21 @@ def load_model(config: ServerConfig) -> SteeredModel:
         tensor_parallel=config.tensor_parallel,
         limits=EngineLimits(**{name: value for name, value in limits.items() if value is not None}),
     )
-    if config.vectors is not None:
-        _, failures = model.vectors.load_directory(config.vectors)
-        for failure in failures:
-            _log.warning("vector not loaded: %s", failure)
-    return model
 
 
-async def _serve(config: ServerConfig, model: SteeredModel, announce: Callable[[str], None]) -> None:
+def load_vectors(config: ServerConfig, model: SteeredModel) -> list[VectorFileError]:
+    """Loads the vectors of the configuration's directory; returns what keeps others of it from being loaded."""
+    if config.vectors is None:
+        return []
+    _, failures = model.vectors.load_directory(config.vectors)
+    return failures
+
+
+async def _serve(
+    config: ServerConfig, credentials: Credentials, model: SteeredModel, announce: Callable[[str], None]
+) -> None:
     try:
-        server = SteeringServer(model, config)
+        server = SteeringServer(model, config, credentials)
         stop = _stop_signal(server.hurry)
         address = await server.start()
         count = len(model.vectors.infos())

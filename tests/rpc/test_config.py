@@ -37,10 +37,10 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
             max_queued=0,
             vector_table_bytes=0,
             tensor_parallel=0,
-            grace_seconds=float("nan"),
+            grace=float("nan"),
         )
-    faults = ("no model", "vector directory", "port 70000", "max-queued", "vector-table-bytes")
-    for word in (*faults, "tensor-parallel is 0", "grace"):
+    faults = ("no model", "vector directory", "got '70000'", "--max-queued", "--vector-table-bytes")
+    for word in (*faults, "--tensor-parallel", "--grace"):
         assert word in str(caught.value)
 
 

@@ -184,8 +184,8 @@ def test_limits_reach_the_engine_and_logs_are_json_with_request_ids(model_folder
 
 def test_help_names_every_variable_and_needs_no_torch() -> None:
     program = (
-        "import sys; from steering_server.cli import app\n"
-        "try: app(['--help'])\n"
+        "import sys; from steering_server.cli import main\n"
+        "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'grpc'} & set(sys.modules)"
     )

@@ -17,6 +17,7 @@ from steering.v1 import (
 )
 from steering_engine.errors import EngineError, ModelError
 from steering_server import errors as server_errors
+from steering_server.config import ConfigError
 from steering_server.rpc import status as table
 from steering_spec import InvalidRequestError, Violation, limits
 from tests.support.models import save_tiny_model
@@ -87,6 +88,21 @@ def test_everything_wrong_is_told_at_once(stub: Stub) -> None:
         "steering.rules[0].strength",
     ]
     assert refused.message.startswith("5 faults: ")
+
+
+def test_nothing_is_said_of_what_stands_in_for_something_unreadable(stub: Stub) -> None:
+    generation = steering_pb2.PHASE_GENERATION
+    selector = steering_pb2.Selector(
+        # The first has no phase. What it is read as would be wholly excluded; the prompt is judged by its tokens.
+        include=[steering_pb2.Clause(), steering_pb2.Clause(phase=steering_pb2.PHASE_PROMPT)],
+        exclude=[steering_pb2.Clause(phase=generation)],
+    )
+    selector.include[1].positions.positions.append(50)
+    spec = steered(steering_pb2.SteeringRule(vector="vectors/calm", strength=1, selector=selector))
+    assert sorted(refusal(stub, spec).fields) == [
+        "steering.rules[0].selector.include[0].phase",
+        "steering.rules[0].selector.include[1].positions.positions[0]",
+    ]
 
 
 def test_an_unknown_vector_or_model_is_not_found(stub: Stub) -> None:
@@ -168,7 +184,7 @@ def test_an_engine_that_stopped_is_unavailable(model_folder: Path) -> None:
 def test_a_stopping_server_is_unavailable_for_new_calls_and_finishes_the_running_ones(
     model_folder: Path,
 ) -> None:
-    with LiveServer(model_folder, grace_seconds=60) as server, server.channel() as channel:
+    with LiveServer(model_folder, grace=60) as server, server.channel() as channel:
         stub = Stub(channel)
         sampling = generation_pb2.SamplingParams(temperature=0, max_token_count=1000)
         request = generation_pb2.StreamGenerateRequest(
@@ -228,7 +244,7 @@ def test_a_status_is_at_most_four_kibibytes_and_says_how_much_it_left_out(stub: 
 
 
 def test_every_error_that_a_call_can_meet_has_a_row_of_its_own() -> None:
-    at_start_only = {ModelError, server_errors.StartError}
+    at_start_only = {ModelError, server_errors.StartError, ConfigError}
     for base in (EngineError, server_errors.ServerError):
         for kind in _subclasses(base) - at_start_only:
             assert kind in table.STATUS, kind
@@ -246,12 +262,15 @@ def test_reasons_are_unique_and_stable() -> None:
         "INTERNAL",
         "INVALID_REQUEST",
         "INVALID_VECTOR_FILE",
+        "MISSING_SCOPE",
         "NOT_APPLICABLE",
         "NOT_FINITE",
         "NOT_FOUND",
+        "NO_TOKEN",
         "QUEUE_FULL",
         "RESPONSE_TOO_LARGE",
         "SLOW_READER",
+        "UNKNOWN_TOKEN",
         "VECTOR_EXISTS",
         "VECTOR_FOR_ANOTHER_MODEL",
         "VECTOR_TABLE_FULL",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import grpc
 from steering_engine.engine.base import EngineStats
 from steering_engine.model import SteeredModel
 from steering_server.config import ServerConfig
-from steering_server.process import load_model
+from steering_server.process import load_model, load_vectors
 from steering_server.serving import SteeringServer
 
 
@@ -58,6 +59,15 @@ class LiveServer:
         """Stops the engine under the running server."""
         asyncio.run_coroutine_threadsafe(self.model.close(), self._loop).result(60)
 
+    def metrics(self) -> dict[str, float]:
+        """The metrics that the server tells, by name and labels as they are written."""
+        url = self._server.metrics_url
+        assert url is not None
+        with urllib.request.urlopen(url) as answer:  # noqa: S310 -- the server's own
+            lines = answer.read().decode().splitlines()
+        told = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in told}
+
     def stats(self) -> EngineStats:
         return self.model.stats()
 
@@ -73,6 +83,7 @@ class LiveServer:
             self._loop = asyncio.get_running_loop()
             self._stop = asyncio.Event()
             self.model = load_model(self.config)
+            load_vectors(self.config, self.model)
             self._server = SteeringServer(self.model, self.config)
             self.address = await self._server.start()
         except Exception as error:  # noqa: BLE001 -- raised again where the server was asked for

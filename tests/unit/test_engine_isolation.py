@@ -11,7 +11,8 @@ import torch
 from steering_engine.errors import NotFiniteError
 from steering_engine.model import SteeredModel
 from steering_spec import Clamp, Selector, SteeringRule
-from tests.support.engine import busy, forget_pages, greedy, idle, prompt, running, together
+from tests.support.engine import HeldForward, busy, forget_pages, greedy, idle, prompt, running, together
+from tests.support.models import save_tiny_model
 
 
 class TestNotFinite:
@@ -39,6 +40,28 @@ class TestNotFinite:
         specs = [greedy(30, seed=seed, tokens=20) for seed in range(3)]
         got, expected = await together(cramped, specs), await together(model, specs)
         assert [completion.ids for completion in got] == [completion.ids for completion in expected]
+
+    @pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+    async def test_a_model_with_one_mask_for_all_requests_keeps_them_apart_too(
+        self, family: str, tmp_path: Path
+    ) -> None:
+        folder = save_tiny_model(tmp_path / "model", family, layer_types=["full_attention"] * 3)
+        mine = [greedy(length, seed=length, tokens=10) for length in (60, 12)]
+        spoilt = greedy(50, SteeringRule("endless", 1000.0, selector=Selector.prompt_positions(40)))
+        with running(folder) as model:
+            alone = [await model.generate(spec) for spec in mine]
+            forget_pages(model)
+            with HeldForward(model) as held:
+                first = asyncio.create_task(model.generate(greedy(5, tokens=1)))
+                await held.begun()
+                tasks = [asyncio.create_task(model.generate(spec)) for spec in (spoilt, *mine)]
+                await asyncio.sleep(0.2)  # all are waiting, and share their first forward
+            error, *got = await asyncio.gather(*tasks, return_exceptions=True)
+            await first
+            assert isinstance(error, NotFiniteError)
+            assert [getattr(one, "ids", one) for one in got] == [one.ids for one in alone]
+            # What they left in the cache is sound as well.
+            assert [(await model.generate(spec)).ids for spec in mine] == [one.ids for one in alone]
 
     @pytest.mark.parametrize(("chunk", "n"), [(1024, 1), (64, 1), (1024, 2), (64, 2)])
     async def test_prompt_pages_before_its_steered_row_spoil_nobody(

@@ -54,7 +54,7 @@ class TestRefusing:
         with pytest.raises(InvalidRequestError) as caught:
             await model.generate(replace(greedy(1, rule), prompt=PromptText("Hello")))
         assert [one.field for one in caught.value.violations] == [
-            "steering.rules[0].selector.include[0].positions[0]"
+            "steering.rules[0].selector.include[0].positions.positions[0]"
         ]
 
     async def test_a_template_that_refuses_the_messages_is_a_fault_of_the_messages(

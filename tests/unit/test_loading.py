@@ -158,6 +158,15 @@ def test_an_architecture_whose_batches_would_be_wrong_is_refused(
         SteeredModel.load(str(folder), device="cpu", dtype="float32", limits=EngineLimits(cache_tokens=256))
 
 
+def test_what_is_more_than_rounding_is_refused_in_reduced_precision_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.FAMILIES, "bloom", REFUSED["bloom"])
+    folder = save_tiny_model(tmp_path / "model", "bloom", initializer_range=0.06)
+    with pytest.raises(ModelError, match="its logits differ from an ordinary forward's"):
+        SteeredModel.load(str(folder), device="cpu", dtype="bfloat16", limits=EngineLimits(cache_tokens=256))
+
+
 def test_a_cache_that_does_not_fit_into_memory_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match="can't be run in batches: "):
         SteeredModel.load(str(folder), device="cpu", limits=EngineLimits(cache_tokens=10**12))

@@ -158,6 +158,36 @@ class TestAlternatives:
         sampled(logits_of(), run)
         assert {one.id for one in run.alternatives} == set(range(VOCAB)) - {2, 4}
 
+    @pytest.mark.parametrize("temperature", [0.04, 0.25, 4.0])
+    @pytest.mark.parametrize("top_k", [0, 1])
+    def test_where_filters_leave_banned_tokens_alone_the_temperature_still_counts(
+        self, temperature: float, top_k: int
+    ) -> None:
+        logits = torch.full((1, VOCAB), -40.0)
+        logits[0, :3] = torch.tensor([50.0, 10.0, 9.0])
+        run = run_of(replace(PLAIN, temperature=temperature, top_k=top_k), banned_first_ids=(0,))
+        rest = (logits[0].double() / temperature).index_fill(-1, torch.tensor([0]), -torch.inf)
+        found = distribution(logits, run)
+        for token, logprob in enumerate(rest.log_softmax(-1).tolist()):
+            if logprob > -700:  # less is 0 in 64 bits
+                assert found[token] == pytest.approx(logprob, abs=1e-5)
+
+    @pytest.mark.parametrize(
+        ("equal", "top_p", "kept"), [(5, 0.6, 3), (5, 0.2, 1), (10, 0.1, 1), (20, 0.05, 1)]
+    )
+    def test_a_nucleus_is_as_small_as_its_setting_in_64_bits_says(
+        self, equal: int, top_p: float, kept: int
+    ) -> None:
+        logits = torch.full((1, VOCAB), -torch.inf)
+        logits[0, :equal] = 0
+        assert len(distribution(logits, run_of(replace(PLAIN, temperature=1.0, top_p=top_p)))) == kept
+
+    @pytest.mark.parametrize("setting", [{"top_p": 1e-46}, {"temperature": 1e-46}, {"temperature": 5e-324}])
+    def test_the_least_settings_take_the_most_likely_token(self, setting: dict[str, float]) -> None:
+        logits = logits_of()
+        run = run_of(replace(PLAIN, **{"temperature": 1.0, **setting}))
+        assert sampled(logits, run) == [(int(logits.argmax()), 0.0)]
+
     def test_a_greedy_token_is_the_first_of_its_alternatives(self) -> None:
         run = run_of(replace(PLAIN, top_logprobs=1))
         ((token, logprob),) = sampled(logits_of(), run)

@@ -39,6 +39,7 @@ from tests.support.admission import (
     prompt_rows,
     rule,
     selecting,
+    steered,
     steps,
     told,
     with_facts,
@@ -149,13 +150,45 @@ def test_all_faults_come_back_at_once() -> None:
         "sampling.logit_bias[7]",
         "steering.rules[0].vector",
         "steering.rules[1].strength",
-        "steering.rules[1].selector.include[0].positions[1]",
+        "steering.rules[1].selector.include[0].positions.positions[1]",
         "steering.rules[2].operation.clamp",
         "steering.rules[2].trigger.probe.layer",
         "steering.rules[2].trigger.probe.hold_step_count",
         "steering.rules[3].selector.include[0].tokens.ids[1]",
         "steering.rules[4]",
     ]
+
+
+def test_the_context_ends_at_a_step_that_depends_on_the_prompt() -> None:
+    def beyond(step: int, selector: Selector) -> bool:
+        found = request_violations(steered(selector=selector), MODEL, find_vector, (1,) * 60)
+        assert all(
+            f"step {step} can't be reached: the context has room for 4 steps" in str(one) for one in found
+        )
+        return bool(found)
+
+    assert [beyond(step, Selector.steps(step)) for step in (3, 4)] == [False, True]
+    assert [beyond(step, Selector.step_window(step)) for step in (3, 4)] == [False, True]
+
+
+def test_ids_are_as_long_as_they_are_for_a_client_too() -> None:
+    spec = replace(steered(selector=Selector.prompt_positions(5)), prompt=PromptIds((1, 2, 3)))
+    assert [one.field for one in request_violations(spec)] == [
+        "steering.rules[0].selector.include[0].positions.positions[0]"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "spec"),
+    [
+        ("text", GenerationSpec(PromptText("a\ud800"))),
+        ("chat.messages[0].content", GenerationSpec(Chat((ChatMessage("user", "\udfff"),)))),
+        ("sampling.stop_sequences[1]", GenerationSpec(PromptText("a"), SamplingParams(stop=("b", "\ud801")))),
+        ("request_id", GenerationSpec(PromptText("a"), request_id="\ud800")),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_no_text(field: str, spec: GenerationSpec) -> None:
+    assert told(request_violations(spec)) == [(field, "INVALID")]
 
 
 def test_the_number_of_faults_told_is_bounded() -> None:

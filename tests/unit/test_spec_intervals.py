@@ -36,6 +36,12 @@ def test_intervals_hold_what_their_spans_hold_in_one_way_only(of: list[Span]) ->
     assert bool(intervals) == bool(named(of))
 
 
+@given(spans)
+def test_a_number_is_in_intervals_that_hold_it(of: list[Span]) -> None:
+    intervals = Intervals.of(of)
+    assert {n for n in NUMBERS if n in intervals} == named(of)
+
+
 @given(spans, spans)
 def test_union_and_difference_are_those_of_sets(one: list[Span], other: list[Span]) -> None:
     left, right = Intervals.of(one), Intervals.of(other)

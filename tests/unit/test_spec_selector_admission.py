@@ -21,14 +21,18 @@ BIG = api.INT32_MAX + 1
 ALONE: list[tuple[str, GenerationSpec, str]] = [
     ("no include", selecting(), f"{RULE}.selector.include"),
     ("too many clauses", selecting(*(prompt_rows(),) * (api.MAX_CLAUSES + 1)), f"{RULE}.selector.include"),
-    ("no positions", selecting(steps(Positions(()))), f"{INCLUDE}.positions"),
+    ("no positions", selecting(steps(Positions(()))), f"{INCLUDE}.positions.positions"),
     (
         "too many positions",
         selecting(steps(Positions(tuple(range(api.MAX_POSITIONS + 1))))),
-        f"{INCLUDE}.positions",
+        f"{INCLUDE}.positions.positions",
     ),
-    ("a negative step", selecting(steps(Positions((0, -1)))), f"{INCLUDE}.positions[1]"),
-    ("a position beyond 32 bits", selecting(prompt_rows(Positions((-BIG,)))), f"{INCLUDE}.positions[0]"),
+    ("a negative step", selecting(steps(Positions((0, -1)))), f"{INCLUDE}.positions.positions[1]"),
+    (
+        "a position beyond 32 bits",
+        selecting(prompt_rows(Positions((-BIG,)))),
+        f"{INCLUDE}.positions.positions[0]",
+    ),
     ("a window of steps from a negative one", selecting(steps(Window(-1, 4))), f"{INCLUDE}.range"),
     ("a window of steps to a negative one", selecting(steps(Window(1, -4))), f"{INCLUDE}.range"),
     ("an inverted window", selecting(steps(Window(5, 4))), f"{INCLUDE}.range"),
@@ -47,7 +51,7 @@ ALONE: list[tuple[str, GenerationSpec, str]] = [
     (
         "a fault in an exclude clause",
         selecting(steps(), exclude=(steps(Positions(())),)),
-        f"{RULE}.selector.exclude[0].positions",
+        f"{RULE}.selector.exclude[0].positions.positions",
     ),
     ("a clause that is excluded", selecting(steps(), exclude=(prompt_rows(), steps())), INCLUDE),
     (
@@ -58,9 +62,17 @@ ALONE: list[tuple[str, GenerationSpec, str]] = [
 ]
 
 WITH_FACTS: list[tuple[str, GenerationSpec, str]] = [
-    ("a position outside the prompt", selecting(prompt_rows(Positions((4, 5)))), f"{INCLUDE}.positions[1]"),
-    ("a position before the prompt", selecting(prompt_rows(Positions((-6,)))), f"{INCLUDE}.positions[0]"),
-    ("a step beyond the context", selecting(steps(Positions((64,)))), f"{INCLUDE}.positions[0]"),
+    (
+        "a position outside the prompt",
+        selecting(prompt_rows(Positions((4, 5)))),
+        f"{INCLUDE}.positions.positions[1]",
+    ),
+    (
+        "a position before the prompt",
+        selecting(prompt_rows(Positions((-6,)))),
+        f"{INCLUDE}.positions.positions[0]",
+    ),
+    ("a step beyond the context", selecting(steps(Positions((64,)))), f"{INCLUDE}.positions.positions[0]"),
     ("a window beyond the context", selecting(steps(Window(64))), f"{INCLUDE}.range"),
     ("a window outside the prompt", selecting(prompt_rows(Window(2, 6))), f"{INCLUDE}.range"),
     ("a window before the prompt", selecting(prompt_rows(Window(-6, 2))), f"{INCLUDE}.range"),
@@ -104,7 +116,7 @@ def test_a_fault_against_the_prompt_is_found_with_it(spec: GenerationSpec, field
         selecting(prompt_rows(Window(-5, -1))),
         selecting(prompt_rows()),
         selecting(steps(Window(0))),
-        selecting(steps(Positions((63,)))),
+        selecting(steps(Positions((58,)))),
         selecting(steps(TokenSet((0, 99, 0)))),
         selecting(prompt_rows(TokenSet((77,)))),
         selecting(steps(), exclude=(steps(Positions((0,))), steps(TokenSet((5,))))),

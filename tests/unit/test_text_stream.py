@@ -61,6 +61,16 @@ def test_special_tokens_are_no_text() -> None:
     assert deltas([*ids_of("ab"), EOS]) == ["a", "b", "", ""]
 
 
+def test_a_space_survives_any_number_of_special_tokens() -> None:
+    pieces = {UNKNOWN: 0, "<s>": 1, "▁the": 2, "▁a": 3}
+    backend = Tokenizer(models.WordLevel(pieces, unk_token=UNKNOWN))
+    backend.add_special_tokens(["<s>"])
+    backend.decoder = decoders.Metaspace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    stream = TextStream(tokenizer)
+    assert [stream.feed(token_id) for token_id in [2, *[1] * 40, 3, 2]] == ["the", *[""] * 40, " a", " the"]
+
+
 def test_bytes_that_are_no_character_become_replacement_characters_once_that_is_certain() -> None:
     assert deltas([*bytes_to_ids(b"\xff"), *ids_of("a")]) == ["", "�a", ""]
 

@@ -30,6 +30,7 @@ from steering_client.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from steering_client.security import Tls
 from steering_spec import (
     Ablate,
     Add,
@@ -106,6 +107,7 @@ __all__ = [
     "SteeringRule",
     "SteeringSpec",
     "StreamDelta",
+    "Tls",
     "Token",
     "TokenLogprob",
     "TokenSet",

@@ -14,6 +14,7 @@ import grpc
 from steering_client import transport
 from steering_client.errors import ConnectionFailedError, DeadlineExceededError, steering_errors
 from steering_client.prompts import Prompt, Steering
+from steering_client.security import Tls, security_of
 from steering_client.transport import Call, Generation, StreamEvent, StreamReader
 from steering_spec import Completion, ModelInfo, SamplingParams, StreamDelta, VectorInfo
 
@@ -27,10 +28,19 @@ class AsyncClient:
     task that awaits a call cancels the call, and the server stops decoding.
     """
 
-    def __init__(self, target: str = transport.DEFAULT_TARGET) -> None:
-        """Prepares a connection to `host:port`; it is made when the first call needs it."""
+    def __init__(
+        self, target: str = transport.DEFAULT_TARGET, *, tls: Tls | bool = False, token: str | None = None
+    ) -> None:
+        """Prepares a connection; see `Client`."""
+        security = security_of(target, tls, token)
+        options = (*transport.CHANNEL_OPTIONS, *security.options)
         self._target = target
-        self._channel = grpc.aio.insecure_channel(target, options=transport.CHANNEL_OPTIONS)
+        self._metadata = security.metadata
+        self._channel = (
+            grpc.aio.insecure_channel(target, options=options)
+            if security.credentials is None
+            else grpc.aio.secure_channel(target, security.credentials, options=options)
+        )
 
     async def wait_ready(self, timeout: float | None = None) -> ModelInfo:
         """See `Client.wait_ready`."""
@@ -108,7 +118,9 @@ class AsyncClient:
         method: grpc.aio.UnaryStreamMultiCallable[bytes, StreamEvent] = self._channel.unary_stream(
             call.method, response_deserializer=call.read
         )
-        return AsyncCompletionStream(method(call.request, timeout=timeout), generation.completion_count)
+        return AsyncCompletionStream(
+            method(call.request, timeout=timeout, metadata=self._metadata), generation.completion_count
+        )
 
     async def close(self) -> None:
         """Closes the connection; running calls are cancelled."""
@@ -127,7 +139,9 @@ class AsyncClient:
             call.method, response_deserializer=call.read
         )
         with steering_errors():
-            return await method(call.request, timeout=timeout, wait_for_ready=wait_for_ready)
+            return await method(
+                call.request, timeout=timeout, metadata=self._metadata, wait_for_ready=wait_for_ready
+            )
 
 
 class AsyncCompletionStream:

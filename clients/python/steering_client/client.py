@@ -12,6 +12,7 @@ import grpc
 from steering_client import transport
 from steering_client.errors import ConnectionFailedError, DeadlineExceededError, steering_errors
 from steering_client.prompts import Prompt, Steering
+from steering_client.security import Tls, security_of
 from steering_client.transport import Call, Generation, StreamEvent, StreamReader
 from steering_spec import Completion, ModelInfo, SamplingParams, StreamDelta, VectorInfo
 
@@ -27,10 +28,29 @@ class Client:
     Every method may raise a `SteeringError`; `timeout` is in seconds, None waits without end.
     """
 
-    def __init__(self, target: str = transport.DEFAULT_TARGET) -> None:
-        """Prepares a connection to `host:port`; it is made when the first call needs it."""
+    def __init__(
+        self, target: str = transport.DEFAULT_TARGET, *, tls: Tls | bool = False, token: str | None = None
+    ) -> None:
+        """Prepares a connection; it is made when the first call needs it.
+
+        Args:
+            target: `host:port`.
+            tls: Encrypt, and know the server by its certificate; True trusts the authorities that gRPC ships.
+            token: Bearer token, sent with every call; only over TLS, or to this machine.
+
+        Raises:
+            ValueError: The token can't be one, or would travel to another machine unencrypted.
+            OSError: A file of `tls` can't be read.
+        """
+        security = security_of(target, tls, token)
+        options = (*transport.CHANNEL_OPTIONS, *security.options)
         self._target = target
-        self._channel = grpc.insecure_channel(target, options=transport.CHANNEL_OPTIONS)
+        self._metadata = security.metadata
+        self._channel = (
+            grpc.insecure_channel(target, options=options)
+            if security.credentials is None
+            else grpc.secure_channel(target, security.credentials, options=options)
+        )
 
     def wait_ready(self, timeout: float | None = None) -> ModelInfo:
         """Waits until the server answers; it listens only once its model is loaded.
@@ -98,7 +118,7 @@ class Client:
         Args:
             prompt: A string as it stands, token ids, or chat messages.
             sampling: How tokens are chosen; None means the defaults of every field.
-            steering: A spec, one rule, or several; None means unsteered.
+            steering: A spec, one rule, or several; None means as the server does by default, () not at all.
             request_id: Id for the server's log; empty lets the server choose.
             steering_trace: Report each steering act.
             timeout: Seconds; the server stops decoding when they have passed.
@@ -146,7 +166,9 @@ class Client:
         method: grpc.UnaryStreamMultiCallable[bytes, StreamEvent] = self._channel.unary_stream(
             call.method, response_deserializer=call.read
         )
-        return CompletionStream(method(call.request, timeout=timeout), generation.completion_count)
+        return CompletionStream(
+            method(call.request, timeout=timeout, metadata=self._metadata), generation.completion_count
+        )
 
     def close(self) -> None:
         """Closes the connection; running calls are cancelled."""
@@ -165,7 +187,9 @@ class Client:
             call.method, response_deserializer=call.read
         )
         with steering_errors():
-            return method(call.request, timeout=timeout, wait_for_ready=wait_for_ready)
+            return method(
+                call.request, timeout=timeout, metadata=self._metadata, wait_for_ready=wait_for_ready
+            )
 
 
 class CompletionStream:

@@ -10,7 +10,9 @@ import typer
 from steering_pts.cli.discover import discover
 from steering_pts.cli.export import export
 from steering_pts.cli.grade import grade
-from steering_pts.cli.inspect import show, status
+from steering_pts.cli.inspect import inspect
+from steering_pts.cli.report import report
+from steering_pts.cli.show import show, status
 from steering_pts.cli.vectors import vectors
 
 app = typer.Typer(
@@ -22,11 +24,12 @@ app = typer.Typer(
     epilog=(
         "A run is a folder. `pts discover RUN --model M --dataset D` fills it, and goes on where it stopped when the "
         "same command is given again; `pts status RUN` and `pts show RUN` look at it, `pts export RUN` takes tables "
-        "out, `pts vectors RUN` makes vectors. `pts demo` does everything on the bundled model."
+        "out, `pts vectors RUN` makes vectors, `pts inspect FILE` shows one, and `pts report RUN` writes a "
+        "page about all of it. `pts demo` does everything on the bundled model."
     ),
 )
 
-for command in (discover, status, show, export, grade, vectors):
+for command in (discover, status, show, export, grade, vectors, report, inspect):
     app.command()(command)
 
 

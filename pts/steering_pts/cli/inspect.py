@@ -1,40 +1,41 @@
-"""`pts status` and `pts show`: what a run has done, and what it found."""
+"""`pts inspect`: everything about a vector file."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from steering_pts.cli.options import AsJson, Run
-from steering_pts.cli.run import RunFolder, tokenizer_of
-from steering_pts.cli.tables import print_completions, print_pivots, print_summary
-from steering_pts.ledger.export import read_pivots
+from steering_pts.cli.options import AsJson
 
 
-def status(run: Run, as_json: AsJson = False) -> None:
-    """Show what a run has done, what is left of it, and what it has cost so far; also while it runs."""
-    print_summary(RunFolder(run), as_json=as_json)
-
-
-def show(
-    run: Run,
-    limit: Annotated[int, typer.Option(help="Show at most this many pivots (or completions).", min=1)] = 50,
-    full: Annotated[
-        bool, typer.Option("--full", help="Whole completions with their pivots marked, instead of a table.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each pivot.")] = False,
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A vector file (*.safetensors).")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model for nearest tokens and texts: demo, a folder, or a hub id. If not given, the file's own where "
+            "it is on this machine; nothing is downloaded."
+        ),
+    ] = None,
+    use_model: Annotated[
+        bool,
+        typer.Option("--use-model/--no-model", help="Load a model at all, which takes its memory and time."),
+    ] = True,
+    tokens: Annotated[int, typer.Option(help="Nearest tokens on either side.", min=1, max=1000)] = 8,
+    contexts: Annotated[int, typer.Option(help="Recorded contexts to show.", min=0)] = 5,
+    as_json: AsJson = False,
 ) -> None:
-    """Show the pivots of a run in their context: green where they help, red where they harm."""
-    folder = RunFolder(run)
-    with folder.read() as ledger:
-        pivots = read_pivots(folder.require_pivots())
-        if as_json:
-            for pivot in pivots[:limit]:
-                sys.stdout.write(f"{json.dumps(pivot, ensure_ascii=False)}\n")
-        elif full:
-            print_completions(ledger, pivots, tokenizer_of(ledger), limit)
-        else:
-            print_pivots(pivots, limit)
+    """Show everything about a vector file: strengths, cosines, nearest tokens, probes, centroids, contexts."""
+    from steering_pts.inspection.looking import InspectOptions, inspect_file  # noqa: PLC0415 -- torch takes seconds
+    from steering_pts.inspection.printing import print_inspection  # noqa: PLC0415
+
+    found = inspect_file(file, InspectOptions(model, use_model, tokens, contexts))
+    if as_json:
+        sys.stdout.write(json.dumps(found.as_json(), ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        print_inspection(found, Console(highlight=False))

@@ -277,8 +277,14 @@ def setting(ledger: LedgerReader, name: str, kind: type[Value]) -> Value:
     return value
 
 
-def tokenizer_of(ledger: LedgerReader) -> Callable[[Sequence[int]], str]:
+def tokenizer_of(
+    ledger: LedgerReader, *, skip_special_tokens: bool = False
+) -> Callable[[Sequence[int]], str]:
     """Turns token ids of a run into text; loads the tokenizer of its model, and nothing else of it.
+
+    Args:
+        ledger: The run's ledger.
+        skip_special_tokens: Leave special tokens out, as oracles read a completion.
 
     Raises:
         ModelError: There is no such model any more.
@@ -294,7 +300,7 @@ def tokenizer_of(ledger: LedgerReader) -> Callable[[Sequence[int]], str]:
         raise ModelError(f"{source}: its tokenizer can't be loaded: {str(error).splitlines()[0]}") from error
     if hashlib.sha256(definition.encode()).hexdigest() != setting(ledger, "tokenizer_digest", str):
         raise LedgerError(f"{source} has another tokenizer than the model that the run was made with")
-    return lambda ids: str(tokenizer.decode(list(ids)))
+    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
 def sampler_of(ledger: LedgerReader) -> SamplerSettings:

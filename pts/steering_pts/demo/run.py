@@ -132,7 +132,8 @@ def _vectors(
 
         prompts = encode_prompts(model, validation, raw=False)
         measure = Validation(model, source, oracle, validation, prompts, _SAMPLER, seed, progress)
-        return make_vectors(ledger, measure, folder.vectors, VectorOptions(), progress, name_of)
+        options = VectorOptions(methods=("paired_difference", "optimised"))
+        return make_vectors(ledger, measure, folder.vectors, options, progress, name_of)
 
 
 def _evaluate(

@@ -68,6 +68,23 @@ class Posterior:
         return np.minimum(self.positive + self.negative, 1.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """P(success) along a completion, as far as all draws together tell; each array is `[steps + 1]`.
+
+    Attributes:
+        positions: How many of the completion's tokens stand before each value: 0, and the ends of the steps.
+        mean: Posterior mean of V.
+        low: Lower end of its credible interval, a point of the grid.
+        high: Upper end.
+    """
+
+    positions: tuple[int, ...]
+    mean: Array
+    low: Array
+    high: Array
+
+
 class ValueChain:
     """The model of one completion: `add` draws, ask for the `posterior`."""
 
@@ -134,6 +151,24 @@ class ValueChain:
             alternative_variance=np.maximum(alternative2 - alternative**2, 0.0),
         )
 
+    def curve(self, level: float = 0.95) -> Curve:
+        """P(success) before the first step and after each one.
+
+        Args:
+            level: Probability that an interval holds.
+        """
+        forward, backward = self._messages(self._updated_factors())
+        marginals = forward * backward
+        marginals /= marginals.sum(axis=1, keepdims=True)
+        sums = marginals.cumsum(axis=1)
+        tail = (1 - level) / 2
+        # The sum of all may fall short of 1 by rounding, so of a bound that none reaches the last point is taken.
+        low, high = (
+            _GRID[np.minimum((sums < bound - 1e-12).sum(axis=1), _POINTS - 1)] for bound in (tail, 1 - tail)
+        )
+        positions = (0, *(step.end for step in self.steps))
+        return Curve(positions, marginals @ _GRID, low, high)
+
     def prior_evidence(self, which: NDArray[np.bool_]) -> tuple[float, float]:
         """How many effects seem to be of the prior's any-size part, and the summed squares of the others.
 
@@ -146,6 +181,15 @@ class ValueChain:
     def _joint(self) -> Array:
         """Posterior of (before, after) for every candidate, by forward-backward: `[candidates, before, after]`."""
         factors = self._updated_factors()
+        forward, backward = self._messages(factors)
+        chosen = self.candidates
+        joint = forward[chosen][:, :, None] * factors[chosen]
+        joint *= backward[chosen + 1][:, None, :]
+        joint /= joint.sum(axis=(1, 2), keepdims=True)
+        return joint
+
+    def _messages(self, factors: Array) -> tuple[Array, Array]:
+        """What the draws before and after each value say of it, up to a constant factor: `[steps + 1, values]` each."""
         count = len(self.steps)
         backward = np.empty((count + 1, _POINTS))
         backward[count] = self._end
@@ -157,11 +201,7 @@ class ValueChain:
         for step in range(count):
             message = forward[step] @ factors[step]
             forward[step + 1] = message / message.sum()
-        chosen = self.candidates
-        joint = forward[chosen][:, :, None] * factors[chosen]
-        joint *= backward[chosen + 1][:, None, :]
-        joint /= joint.sum(axis=(1, 2), keepdims=True)
-        return joint
+        return forward, backward
 
     def _updated_factors(self) -> Array:
         """Prior times likelihood of each step, up to a constant factor, `[steps, before, after]`."""

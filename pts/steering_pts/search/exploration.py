@@ -209,7 +209,7 @@ class Exploration:
 
     def _next_round(self) -> list[RolloutKey]:
         if self._settings.learn_prior and self._round in _LEARNING_ROUNDS:
-            self._learn_prior()
+            self.learn_prior()
         left = self.pool - self.used
         wanted: list[tuple[float, str, int]] = []
         for completion_id in sorted(self._open):
@@ -228,7 +228,7 @@ class Exploration:
             asks += own.more_asks(index)
         return asks
 
-    def _learn_prior(self) -> None:
+    def learn_prior(self) -> StepPrior:
         """One step of expectation-maximisation: the step prior that the run's own effects suggest."""
         settings = self._settings
         large = square = count = 0.0
@@ -244,3 +244,4 @@ class Exploration:
         for own in owns:
             own.chain.set_prior(prior)
             self._open.add(own.trace.completion_id)
+        return prior

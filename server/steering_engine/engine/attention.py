@@ -1,4 +1,4 @@
-"""Attention for packed batches on the CPU, request by request instead of one dense mask over all requests.
+"""Attention for packed batches on any device, request by request instead of one dense mask over all requests.
 
 Continuous batching packs the rows of all requests into one sequence. The library's `sdpa` then needs a dense mask of
 all rows against all cached tokens, of which most is masked out; at 128 concurrent requests that halves the
@@ -154,6 +154,9 @@ def per_request_attention(
     if layout.tile:
         return _stable(module, query, key, value, layout, kwargs), None
     keys, values = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
+    extra = query.shape[2] - layout.rows
+    if extra:
+        query = query[:, :, : layout.rows]
     window = kwargs.get("sliding_window")
     scale = kwargs.get("scaling")
     query_starts = kwargs["cu_seq_lens_q"]
@@ -164,7 +167,7 @@ def per_request_attention(
         output = _mixed(
             query[0], keys[0], values[0], query_starts.tolist(), key_starts.tolist(), scale, window
         )
-    return output[None], None
+    return (pad(output, (0, 0, 0, 0, 0, extra)) if extra else output)[None], None
 
 
 def _stable(

@@ -164,6 +164,10 @@ class Engine(Protocol):
         """The load now and the counts since start; callable from any thread."""
         ...
 
+    def failure(self) -> str | None:
+        """Why the engine takes no more requests; None while it runs. Callable from any thread."""
+        ...
+
     async def close(self) -> None:
         """Stops at once; running requests end with EngineStoppedError. Safe to call twice."""
         ...

@@ -193,6 +193,10 @@ class ContinuousEngine:
             free_cache_tokens=load.free_cache_tokens,
         )
 
+    def failure(self) -> str | None:
+        """See `Engine.failure`."""
+        return self._manager.failure()
+
     async def close(self) -> None:
         """See `Engine.close`."""
         await asyncio.to_thread(self._stop)

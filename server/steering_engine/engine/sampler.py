@@ -53,13 +53,13 @@ def _sample(
     logits: torch.Tensor, runs: Sequence[Run], eos_ids: Collection[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     settings = [run.request.sampling for run in runs]
-    temperature = torch.tensor([one.temperature for one in settings])
+    temperature = torch.tensor([one.temperature for one in settings], dtype=torch.float64)
     probabilities = sampling.token_probabilities(
         _adjusted(logits, runs, eos_ids),
         temperature,
         torch.tensor([one.top_k for one in settings]),
-        torch.tensor([one.top_p for one in settings]),
-        torch.tensor([one.min_p for one in settings]),
+        torch.tensor([one.top_p for one in settings], dtype=torch.float64),
+        torch.tensor([one.min_p for one in settings], dtype=torch.float64),
         out=scratch("probabilities", logits.shape, logits, torch.float64),
     )
     for row, run in enumerate(runs):
@@ -68,7 +68,7 @@ def _sample(
             left = sampling.ban(probabilities[row], banned)
             if left[banned].any():  # the filters left nothing else, so they give way
                 adjusted = _adjusted(logits[row : row + 1], [run], eos_ids)[0]
-                left = sampling.ban(torch.softmax(adjusted.double(), dim=-1), banned)
+                left = sampling.unfiltered_without(adjusted, float(temperature[row]), banned)
             probabilities[row] = left
     _leave_alternatives(probabilities, runs)
     uniforms = torch.tensor([run.uniform() for run in runs], dtype=torch.float64)

@@ -21,6 +21,8 @@ _UNIFORM_BITS = (
     52  # one bit fewer than a double's mantissa, so that the largest value stays below 1 when scaled
 )
 _CANDIDATES = (256, 4096, 65_536)  # how many tokens are sorted for a nucleus, until it is in them
+_LEAST_TEMPERATURE = 1e-200
+_TIE = 1 - 1e-12  # sums of equal shares (0.2 + 0.2 + 0.2) end a little beside the bound that they reach (0.6)
 
 
 def uniform(seed: int, step: int) -> float:
@@ -118,7 +120,7 @@ def token_probabilities(
     """
     scores = scratch("sampling", logits.shape, logits, torch.float64).copy_(logits)
     sampled = temperature > 0
-    divisors = torch.where(sampled, temperature, 1.0).double()
+    divisors = _divisors(temperature)
     if bool((divisors != 1).any()):
         scores /= divisors.to(logits.device)[:, None]
     probabilities = torch.softmax(scores, dim=-1, out=out)
@@ -135,6 +137,11 @@ def token_probabilities(
     return probabilities
 
 
+def _divisors(temperature: torch.Tensor) -> torch.Tensor:
+    # Below the least one a quotient could be infinite; the most likely token has all the mass long before that.
+    return torch.where(temperature > 0, temperature.double().clamp(min=_LEAST_TEMPERATURE), 1.0)
+
+
 def _keep_most_likely(probabilities: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
     k = top_k.clamp(max=probabilities.shape[-1])
     least = probabilities.topk(int(k.max())).values.gather(-1, k - 1)
@@ -144,6 +151,7 @@ def _keep_most_likely(probabilities: torch.Tensor, top_k: torch.Tensor) -> torch
 def _keep_nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     vocab = probabilities.shape[-1]
     # Sorting the whole vocabulary takes thirty times as long as finding its few hundred most likely tokens.
+    top_p = top_p.double() * _TIE
     for count in (*(few for few in _CANDIDATES if few < vocab // 2), vocab):
         ordered, ids = _most_likely_first(probabilities, count)
         reached = ordered.cumsum(-1)
@@ -154,7 +162,7 @@ def _keep_nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Ten
 
 
 def _keep_near_the_top(probabilities: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    least = min_p.double() * probabilities.amax(-1, keepdim=True)
+    least = min_p.double() * probabilities.amax(-1, keepdim=True) * _TIE
     return torch.where(probabilities >= least, probabilities, 0.0)
 
 
@@ -189,6 +197,21 @@ def ban(probabilities: torch.Tensor, banned_ids: torch.Tensor) -> torch.Tensor:
     allowed[banned_ids] = 0.0
     total = allowed.sum()
     return allowed / total if total > 0 else probabilities
+
+
+def unfiltered_without(logits: torch.Tensor, temperature: float, banned_ids: torch.Tensor) -> torch.Tensor:
+    """The distribution `[vocab]` at a temperature given that none of `banned_ids` is drawn, filters aside.
+
+    Made of the logits, so that it is exact where the banned ids have all the mass that a number can tell from 0.
+
+    Args:
+        logits: `[vocab]`, finite or -infinity.
+        temperature: 0 means greedy, for which the distribution at temperature 1 is returned.
+        banned_ids: `[n]`; where nothing else could be drawn, they can.
+    """
+    scores = logits.double() / _divisors(torch.tensor(temperature)).to(logits.device)
+    left = scores.index_fill(-1, banned_ids, -torch.inf)
+    return torch.softmax(left if bool(left.isfinite().any()) else scores, dim=-1)
 
 
 def most_likely(probabilities: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

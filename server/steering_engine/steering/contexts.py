@@ -34,10 +34,10 @@ class ContextIndex:
 
     def longest_match(self, history: Sequence[int]) -> int:
         """How many of the newest ids of `history` are the end of some context; 0 for none."""
-        node: _Node | None = self._root
-        for length in range(len(history)):
-            assert node is not None  # noqa: S101 -- narrows the type for the checker
-            node = node.get(history[-1 - length])
-            if node is None:
+        node = self._root
+        for length, token_id in enumerate(reversed(history)):
+            child = node.get(token_id)
+            if child is None:
                 return length
+            node = child
         return len(history)

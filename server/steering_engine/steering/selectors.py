@@ -13,46 +13,36 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from steering_spec import Clause, Phase, Positions, Selector, TokenSet
+from steering_spec.intervals import Intervals, Span
 
 _NO_TOKEN = -1
 
 
 @dataclass(frozen=True, slots=True)
 class RowSet:
-    """Explicit rows, half-open windows of rows (`end=None` being open), and rows by their own token.
+    """Rows by their numbers, and rows by their own token.
 
     Attributes:
-        rows: Rows one by one.
-        windows: Windows of rows.
+        numbers: Rows by their numbers.
         tokens: Own tokens of rows; they count from `tokens_from` on.
         tokens_from: First row whose own token is looked at.
     """
 
-    rows: frozenset[int]
-    windows: tuple[tuple[int, int | None], ...]
+    numbers: Intervals
     tokens: frozenset[int] = frozenset()
     tokens_from: int = 0
 
     def contains(self, row: int, token: int) -> bool:
         """Whether a row with this own token is in the set."""
-        return (
-            row in self.rows
-            or any(start <= row and (end is None or row < end) for start, end in self.windows)
-            or (token in self.tokens and row >= self.tokens_from)
-        )
+        return row in self.numbers or (token in self.tokens and row >= self.tokens_from)
 
     def bounds(self) -> Iterator[int]:
         """All rows that may be in the set while the row before is not, or the other way round, tokens aside."""
-        for row in self.rows:
-            yield from (row, row + 1)
-        for start, end in self.windows:
-            yield start
-            if end is not None:
-                yield end
+        return (int(bound) for span in self.numbers.spans for bound in span if math.isfinite(bound))
 
     def first(self) -> int | None:
         """The first row that may be in the set, or None."""
-        starts = [*self.rows, *(start for start, end in self.windows if end is None or end > start)]
+        starts = [int(start) for start, _ in self.numbers.spans[:1]]
         if self.tokens:
             starts.append(self.tokens_from)
         return min(starts, default=None)
@@ -122,21 +112,21 @@ def resolve_selector(selector: Selector, prompt_ids: Sequence[int]) -> ResolvedS
 
 def _rows(clauses: Sequence[Clause], prompt_ids: Sequence[int]) -> RowSet:
     length = len(prompt_ids)
-    rows: set[int] = set()
-    windows: list[tuple[int, int | None]] = []
+    spans: list[Span] = []
     tokens: set[int] = set()
     for clause in clauses:
         in_prompt = clause.phase is Phase.PROMPT
         offset = 0 if in_prompt else length - 1
         predicate = clause.predicate
         if isinstance(predicate, Positions):
-            rows.update(
+            rows = (
                 position + length if in_prompt and position < 0 else position + offset
                 for position in predicate.positions
             )
+            spans.extend((row, row + 1) for row in rows)
         elif isinstance(predicate, TokenSet) and in_prompt:
             wanted = frozenset(predicate.ids)
-            rows.update(row for row, token in enumerate(prompt_ids) if token in wanted)
+            spans.extend((row, row + 1) for row, token in enumerate(prompt_ids) if token in wanted)
         elif isinstance(predicate, TokenSet):
             tokens.update(predicate.ids)
         else:
@@ -144,7 +134,7 @@ def _rows(clauses: Sequence[Clause], prompt_ids: Sequence[int]) -> RowSet:
             if in_prompt:
                 start = start + length if start < 0 else start
                 end = length if end is None else end + length if end < 0 else end
-                windows.append((start, min(end, length)))
+                spans.append((start, min(end, length)))
             else:
-                windows.append((start + offset, None if end is None else end + offset))
-    return RowSet(frozenset(rows), tuple(windows), frozenset(tokens), length - 1)
+                spans.append((start + offset, math.inf if end is None else end + offset))
+    return RowSet(Intervals.of(spans), frozenset(tokens), length - 1)

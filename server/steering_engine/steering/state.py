@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steering_engine.steering.plan import CompiledRule, SteeringPlan
-from steering_engine.steering.triggers import HELD, OFF, TriggerState
+from steering_engine.steering.triggers import HELD, OFF, TriggerState, Verdict
 from steering_spec import SteeringAct, TriggerKind
 
 
@@ -76,7 +76,7 @@ class SteeringState:
     def __init__(self, plan: SteeringPlan, prompt_ids: Sequence[int]) -> None:
         self.plan = plan
         self._history = list(prompt_ids)
-        self._triggers = [TriggerState(rule.trigger) if rule.trigger else None for rule in plan.rules]
+        self._rules = [_Watched(rule) for rule in plan.rules]
         self._step_acts: list[tuple[RowAct, ...]] = []
         self._open: tuple[Candidate, ...] | None = None
         self._same_until: float = 0
@@ -103,25 +103,22 @@ class SteeringState:
             return
         row = self.plan.prompt_length - 1 + step
         token = self._history[row]
-        candidates = []
+        candidates: list[Candidate] = []
+        asks = False
         # The row of the first step is one of the prompt too, so what acts there says nothing of the next.
-        self._same_until = math.inf if step else 1
-        for rule, trigger in zip(self.plan.rules, self._triggers, strict=True):
-            in_prompt = step == 0 and rule.selector.selects_prompt_row(row, token)
-            selected = rule.selector.selects_step(step, token)
-            verdict = HELD if selected else OFF
-            kind = None
-            if trigger is not None and rule.trigger is not None:
-                verdict = trigger.decide(step, selected, self._history)
-                kind = rule.trigger.condition.kind
-            self._same_until = min(self._same_until, _same_until(rule, trigger, step, selected=selected))
-            asks = verdict.acts is None
-            if in_prompt:
-                candidates.append(Candidate(_prompt_act(rule), acts=True, asks=asks))
+        same_until = math.inf if step else 1
+        for watched in self._rules:
+            verdict = watched.decide(step, token, self._history)
+            same_until = min(same_until, watched.same_until(step))
+            rule = watched.rule
+            asks = asks or verdict.acts is None
+            if step == 0 and rule.selector.selects_prompt_row(row, token):
+                candidates.append(Candidate(_prompt_act(rule), acts=True, asks=verdict.acts is None))
             elif verdict.acts is not False:
-                act = RowAct(rule, rule.layers, kind, verdict.score)
-                candidates.append(Candidate(act, verdict.acts, asks))
-        if any(candidate.asks for candidate in candidates):
+                act = RowAct(rule, rule.layers, watched.kind, verdict.score)
+                candidates.append(Candidate(act, verdict.acts, asks=verdict.acts is None))
+        self._same_until = same_until
+        if asks:
             self._open = tuple(candidates)
         else:
             self._close(candidates)
@@ -138,7 +135,7 @@ class SteeringState:
 
     def _settled(self, candidates: Sequence[Candidate]) -> tuple[RowAct, ...]:
         acting = [candidate.act for candidate in candidates if candidate.acts]
-        if not self.plan.exclusive:
+        if not acting or not self.plan.exclusive:
             return tuple(acting)
         taken: set[int] = set()
         settled = []
@@ -157,9 +154,7 @@ class SteeringState:
         if self._open is None or not answers:
             return
         step = len(self._step_acts)
-        triggers = {
-            rule.index: trigger for rule, trigger in zip(self.plan.rules, self._triggers, strict=True)
-        }
+        triggers = {watched.rule.index: watched.trigger for watched in self._rules}
         closed = []
         for candidate in self._open:
             act = candidate.act
@@ -194,9 +189,30 @@ def _prompt_act(rule: CompiledRule) -> RowAct:
     return RowAct(rule, rule.layers, from_prompt_clause=True)
 
 
-def _same_until(rule: CompiledRule, trigger: TriggerState | None, step: int, *, selected: bool) -> float:
-    """The first step after this one at which the rule may do something else; infinity if there is none."""
-    if trigger is not None and trigger.is_spent(step):
-        return math.inf
-    # While its selector chooses steps, a trigger may say something else of each.
-    return step + 1 if trigger is not None and selected else rule.selector.same_until(step)
+class _Watched:
+    """A rule of one request, asked step by step; while its selector says the same, that is not asked again."""
+
+    __slots__ = ("_selected", "_until", "kind", "rule", "trigger")
+
+    def __init__(self, rule: CompiledRule) -> None:
+        self.rule = rule
+        self.trigger = TriggerState(rule.trigger) if rule.trigger else None
+        self.kind = rule.trigger.condition.kind if rule.trigger else None
+        self._selected = False
+        self._until: float = 0
+
+    def decide(self, step: int, token: int, history: Sequence[int]) -> Verdict:
+        """Whether the rule acts at the step, whose own token is `token`; steps ascend."""
+        if step >= self._until:
+            self._selected = self.rule.selector.selects_step(step, token)
+            self._until = self.rule.selector.same_until(step)
+        if self.trigger is None:
+            return HELD if self._selected else OFF
+        return self.trigger.decide(step, self._selected, history)
+
+    def same_until(self, step: int) -> float:
+        """The first step after the one just decided at which the rule may do something else; infinity if none."""
+        if self.trigger is not None and self.trigger.is_spent(step):
+            return math.inf
+        # While its selector chooses steps, a trigger may say something else of each.
+        return step + 1 if self.trigger is not None and self._selected else self._until

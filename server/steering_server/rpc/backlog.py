@@ -18,6 +18,16 @@ class Backlog:
         self._limit = limit
         self._held = 0
 
+    @property
+    def limit(self) -> int:
+        """How many places there are."""
+        return self._limit
+
+    @property
+    def held(self) -> int:
+        """How many of them are taken."""
+        return self._held
+
     @contextmanager
     def place(self, completions: int = 1) -> Iterator[None]:
         """Holds a place for each completion of a request; one with more of them than there are places takes all.

@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import asdict, replace
 
 import grpc
 
 from steering.v1 import generation_pb2, generation_pb2_grpc
 from steering_engine.model import SteeredModel
 from steering_server.errors import ResponseTooLargeError
+from steering_server.logs import NOTES, note
+from steering_server.metrics import Metrics
 from steering_server.rpc.backlog import Backlog
 from steering_server.rpc.buffer import buffered
 from steering_spec import (
     Completion,
     GenerationSpec,
     InvalidRequestError,
+    Prompt,
+    PromptIds,
+    PromptText,
+    SteeringSpec,
     StreamDelta,
+    Violation,
     limits,
     request_violations,
 )
@@ -28,12 +36,24 @@ _LONG_REQUEST_BYTES = 20_000  # read in a few milliseconds
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    """Generates with one model; at most `max_queued` requests are unfinished at a time."""
+    """Generates with one model; as many requests are unfinished at a time as the backlog takes."""
 
-    def __init__(self, model: SteeredModel, *, max_queued: int, stream_buffer: int) -> None:
+    def __init__(
+        self,
+        model: SteeredModel,
+        backlog: Backlog,
+        metrics: Metrics,
+        *,
+        stream_buffer: int,
+        default_steering: SteeringSpec | None = None,
+        log_prompts: bool = False,
+    ) -> None:
         self._model = model
-        self._backlog = Backlog(max_queued)
+        self._backlog = backlog
+        self._metrics = metrics
         self._stream_buffer = stream_buffer
+        self._default_steering = default_steering
+        self._log_prompts = log_prompts
 
     async def Generate(  # noqa: N802 -- the name of the RPC
         self,
@@ -44,6 +64,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         spec = await self._spec(request.spec)
         with self._backlog.place(spec.sampling.n):
             completions = await self._model.generate_many(spec)
+        for completion in completions:
+            self._record(completion)
         # In a thread: with alternatives or a trace these may be millions of objects.
         return await asyncio.to_thread(_response, completions)
 
@@ -69,16 +91,56 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     def _read(self, message: generation_pb2.GenerationSpec) -> GenerationSpec:
         spec, faults = read_generation_spec(message)
         if faults:  # the model would judge the rest; its findings belong into the same answer
-            faults += request_violations(spec, self._model.info.facts, self._model.vectors.facts)
-            raise InvalidRequestError(faults)
-        return spec
+            raise InvalidRequestError([*faults, *self._others(spec, faults)][: limits.MAX_VIOLATIONS])
+        if self._log_prompts:
+            note(prompt=_readable(spec.prompt))
+        # An empty spec is one: that is how a request switches the default off.
+        return spec if spec.steering is not None else replace(spec, steering=self._default_steering)
+
+    def _others(self, spec: GenerationSpec, faults: Sequence[Violation]) -> list[Violation]:
+        """What is wrong with the parts of a request that could be read."""
+        unreadable = [fault.field for fault in faults]
+        if "prompt" in unreadable:  # nothing may be said of what stands in its place, its length for one
+            found = request_violations(spec, self._model.info.facts, self._model.vectors.facts)
+        else:
+            _, found = self._model.judge(spec)
+        return [one for one in found if not any(_overlap(one.field, field) for field in unreadable)]
 
     async def _items(self, spec: GenerationSpec) -> AsyncGenerator[StreamDelta | Completion, None]:
         # The side that generates holds the place: a stalled reader whose generation was ended holds none.
         with self._backlog.place(spec.sampling.n):
             async with aclosing(self._model.stream(spec)) as items:
                 async for item in items:
+                    if isinstance(item, Completion):
+                        self._record(item)
                     yield item
+
+    def _record(self, completion: Completion) -> None:
+        self._metrics.completion(completion)
+        usage = completion.usage
+        notes = NOTES.get() or {}
+        note(
+            prompt_tokens=usage.prompt_tokens,
+            generated_tokens=notes.get("generated_tokens", 0) + usage.generated_tokens,
+            steered_rows=notes.get("steered_rows", 0) + usage.steered_rows,
+        )
+        if self._log_prompts:
+            note(completions=[*notes.get("completions", ()), completion.text])
+
+
+def _readable(prompt: Prompt) -> str | list[int] | list[dict[str, str]]:
+    """A prompt as the log tells it: text, ids or messages."""
+    if isinstance(prompt, PromptText):
+        return prompt.text
+    if isinstance(prompt, PromptIds):
+        return list(prompt.ids)
+    return [asdict(message) for message in prompt.messages]
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one path is a part of the other, or the same."""
+    shorter, longer = sorted((one, other), key=len)
+    return longer == shorter or longer.startswith((f"{shorter}.", f"{shorter}["))
 
 
 def _response(completions: Sequence[Completion]) -> generation_pb2.GenerateResponse:

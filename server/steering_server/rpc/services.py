@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 
 from steering.v1 import (
     generation_pb2,
@@ -14,17 +15,39 @@ from steering.v1 import (
 )
 from steering_engine.model import SteeredModel
 from steering_server.config import ServerConfig
+from steering_server.metrics import Metrics
+from steering_server.rpc.backlog import Backlog
 from steering_server.rpc.generation import GenerationServicer
 from steering_server.rpc.model import ModelServicer
 from steering_server.rpc.vectors import VectorServicer
+from steering_spec import SteeringSpec
 
 
-def add_services(server: grpc.aio.Server, model: SteeredModel, config: ServerConfig) -> tuple[str, ...]:
+def add_services(
+    server: grpc.aio.Server,
+    model: SteeredModel,
+    config: ServerConfig,
+    backlog: Backlog,
+    metrics: Metrics,
+    default_steering: SteeringSpec | None,
+) -> tuple[str, ...]:
     """Adds every service of `steering.v1` to a server; returns their full names."""
-    generation = GenerationServicer(model, max_queued=config.max_queued, stream_buffer=config.stream_buffer)
+    generation = GenerationServicer(
+        model,
+        backlog,
+        metrics,
+        stream_buffer=config.stream_buffer,
+        default_steering=default_steering,
+        log_prompts=config.log_prompts,
+    )
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
     vectors = VectorServicer(model.vectors, config.vectors)
     vector_pb2_grpc.add_VectorServiceServicer_to_server(vectors, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(model.info), server)
+    return tuple(service.full_name for service in api_services())
+
+
+def api_services() -> tuple[ServiceDescriptor, ...]:
+    """The services of `steering.v1`, as their protos describe them."""
     files = (generation_pb2.DESCRIPTOR, vector_pb2.DESCRIPTOR, model_pb2.DESCRIPTOR)
-    return tuple(service.full_name for file in files for service in file.services_by_name.values())
+    return tuple(service for file in files for service in file.services_by_name.values())

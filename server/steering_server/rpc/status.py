@@ -23,7 +23,15 @@ from steering_engine.errors import (
     VectorMismatchError,
     VectorTableFullError,
 )
-from steering_server.errors import DrainingError, QueueFullError, ResponseTooLargeError, SlowReaderError
+from steering_server.errors import (
+    DrainingError,
+    MissingScopeError,
+    NoTokenError,
+    QueueFullError,
+    ResponseTooLargeError,
+    SlowReaderError,
+    UnknownTokenError,
+)
 from steering_spec import InvalidRequestError, Violation, ViolationKind
 
 DOMAIN = "pivotal-steering"
@@ -44,6 +52,9 @@ STATUS: dict[type[Exception] | ViolationKind, tuple[grpc.StatusCode, str]] = {
     VectorMismatchError: (Code.FAILED_PRECONDITION, "VECTOR_FOR_ANOTHER_MODEL"),
     VectorExistsError: (Code.ALREADY_EXISTS, "VECTOR_EXISTS"),
     VectorTableFullError: (Code.RESOURCE_EXHAUSTED, "VECTOR_TABLE_FULL"),
+    NoTokenError: (Code.UNAUTHENTICATED, "NO_TOKEN"),
+    UnknownTokenError: (Code.UNAUTHENTICATED, "UNKNOWN_TOKEN"),
+    MissingScopeError: (Code.PERMISSION_DENIED, "MISSING_SCOPE"),
     QueueFullError: (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
     ResponseTooLargeError: (Code.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE"),
     SlowReaderError: (Code.RESOURCE_EXHAUSTED, "SLOW_READER"),

@@ -33,7 +33,7 @@ from steering_engine.engine.messages import CopyPages, Message, PlainForward
 from steering_engine.engine.run import Run
 from steering_engine.engine.stability import AlignedActivations
 from steering_engine.engine.tensor_parallel import Followers
-from steering_engine.errors import EngineStoppedError
+from steering_engine.errors import EngineStoppedError, one_line
 from steering_engine.loading import LoadedModel
 from steering_engine.sharding import splits_key_heads
 from steering_engine.steering.batch import BatchDecisions
@@ -138,12 +138,12 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         return processor
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
-        """Per-request attention on a CPU and, where its kernel serves the model, on CUDA; else the library's choice."""
+        """Keeps requests apart: torch's kernel on CUDA where it serves the model, else ours in place of `sdpa`."""
         if cuda_attention.unsupported_reason(self._loaded) is None:
             cuda_attention.register()
             model.set_attn_implementation(cuda_attention.NAME)
             return
-        if model.device.type == "cpu" and model.config._attn_implementation in ("sdpa", attention.NAME):  # noqa: SLF001
+        if model.config._attn_implementation in ("sdpa", attention.NAME):  # noqa: SLF001
             attention.register()
             model.set_attn_implementation(attention.NAME)
         else:
@@ -297,6 +297,12 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             waiting_requests=len(scheduler.waiting_requests) + self.input_queue.qsize(),
             free_cache_tokens=round((cache.compute_free_capacity() * cache.num_blocks + kept) * PAGE_TOKENS),
         )
+
+    def failure(self) -> str | None:
+        """Why the thread takes nothing more; None while it does."""
+        if (error := self.background_thread_status.fatal_error) is not None:
+            return one_line(error)
+        return None if self.is_running() else "the engine was closed"
 
     def end(self) -> None:
         """Stops the thread at once; every run that is not done fails with EngineStoppedError."""
