@@ -109,6 +109,11 @@ class ValueChain:
         self.draws[step, kind] += 1
         self._stale[step] = True
 
+    def set_draws(self, step: int, draws: NDArray[np.int64]) -> None:
+        """Puts other draws `[3]` in the place of a step's: to ask what all others say, for one."""
+        self.draws[step] = draws
+        self._stale[step] = True
+
     def step_at(self, position: int) -> Step:
         """The step that a position belongs to."""
         return self.steps[int(self._step_of[position])]
