@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from steering_pts.cli.calibrate import calibrate
 from steering_pts.cli.discover import discover
 from steering_pts.cli.export import export
 from steering_pts.cli.grade import grade
@@ -26,7 +27,7 @@ app = typer.Typer(
     ),
 )
 
-for command in (discover, status, show, export, grade, vectors):
+for command in (discover, status, show, export, grade, vectors, calibrate):
     app.command()(command)
 
 
