@@ -127,9 +127,6 @@ class CalibrationLog:
             # What follows the last end of a line was cut off by a kill.
             whole = data.rfind(b"\n") + 1
             lines = data[:whole].decode().split("\n")[:-1]
-            if whole < len(data):
-                os.truncate(self.path, whole)
-            self._file = self.path.open("a", encoding="utf-8", newline="\n")
         except OSError as error:
             raise VectorsError(f"{self.path} can't be read: {error.strerror}") from error
         except UnicodeDecodeError:
@@ -141,12 +138,18 @@ class CalibrationLog:
                     self._compare(line, header)
                 else:
                     self._keep(line)
-            except (ValueError, TypeError, KeyError, RecursionError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise VectorsError(
                     f"{self.path} is damaged: line {number} is no line of a calibration log; remove it to begin anew"
                 ) from None
         if not lines:
             raise VectorsError(f"{self.path} is damaged: it is empty; remove it to begin anew")
+        try:
+            if whole < len(data):
+                os.truncate(self.path, whole)
+            self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise VectorsError(f"{self.path} can't be written: {error.strerror}") from error
 
     def _compare(self, found: Mapping[str, JsonValue], expected: Mapping[str, JsonValue]) -> None:
         if found.get("schema") != SCHEMA:
