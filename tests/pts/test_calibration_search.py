@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -120,7 +121,7 @@ def test_a_schedule_halves_settings_doubles_draws_and_keeps_its_budget(
     rounds = schedule(count, most, budget)
 
     assert rounds[0].settings == count
-    for before, after in zip(rounds, rounds[1:], strict=False):
+    for before, after in itertools.pairwise(rounds):
         assert after.settings == math.ceil(before.settings / 2)
         assert after.draws == min(2 * before.draws, most)
     assert rounds[-1].settings <= 2 or rounds[-1].draws == most or count == 1
