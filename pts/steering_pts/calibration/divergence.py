@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -65,6 +65,18 @@ class Divergence:
         return sum(values), len(values)
 
 
+class Observer(NamedTuple):
+    """Sees the residual stream of a steered forward, at each block before a rule acts there.
+
+    Attributes:
+        blocks: Blocks whose resid_post is seen.
+        see: Called with the number of a completion, a block, and the states at all steps `[steps, hidden]`.
+    """
+
+    blocks: tuple[int, ...]
+    see: Callable[[int, int, torch.Tensor], None]
+
+
 class DivergenceSummary(NamedTuple):
     """Mean and 95 % quantile in nats per token over the steps of many completions, and how many those are."""
 
@@ -91,6 +103,7 @@ def kl_per_token(
     completions: Sequence[TracedCompletion],
     vectors: Mapping[str, SteeringVector],
     advance: Advance | None = None,
+    observer: Observer | None = None,
 ) -> list[Divergence]:
     """The divergence of each completion, in order.
 
@@ -99,6 +112,7 @@ def kl_per_token(
         completions: Steered completions with their acts.
         vectors: The vectors that their steering names, by id.
         advance: Hears of every completion, with its number of generated tokens.
+        observer: Sees the steered residual streams, also of completions without acts.
 
     Raises:
         KeyError: A vector that acted is not among them.
@@ -109,7 +123,7 @@ def kl_per_token(
     results: list[Divergence | None] = [None] * len(completions)
     open_ones = []
     for index, completion in enumerate(completions):
-        if completion.acts:
+        if completion.acts or observer is not None:
             open_ones.append(index)
         else:
             nothing = len(completion.ids)
@@ -121,12 +135,19 @@ def kl_per_token(
     while order:
         longest = _length(completions[order[-1]])
         batch = [order.pop() for _ in range(min(len(order), max(1, most_rows // longest)))]
-        forced = _force(loaded, [completions[i] for i in batch], vectors)
+        forced = _force(loaded, [completions[i] for i in batch], vectors, _numbered(observer, batch))
         for index, divergence in zip(batch, forced, strict=True):
             results[index] = divergence
             if advance is not None:
                 advance(len(divergence.kl))
     return [divergence for divergence in results if divergence is not None]
+
+
+def _numbered(observer: Observer | None, batch: Sequence[int]) -> Observer | None:
+    """The observer of a batch, told of completions by their place in all of them."""
+    if observer is None:
+        return None
+    return Observer(observer.blocks, lambda row, block, states: observer.see(batch[row], block, states))
 
 
 def _length(completion: TracedCompletion) -> int:
@@ -135,7 +156,10 @@ def _length(completion: TracedCompletion) -> int:
 
 @torch.inference_mode()
 def _force(
-    loaded: LoadedModel, batch: Sequence[TracedCompletion], vectors: Mapping[str, SteeringVector]
+    loaded: LoadedModel,
+    batch: Sequence[TracedCompletion],
+    vectors: Mapping[str, SteeringVector],
+    observer: Observer | None,
 ) -> list[Divergence]:
     length = max(map(_length, batch))
     input_ids = torch.zeros(len(batch), length, dtype=torch.long, device=loaded.device)
@@ -152,7 +176,10 @@ def _force(
         "logits_to_keep": kept,
     }
     plain = loaded.model(**arguments).logits
-    with _acting(loaded, _changes(batch, vectors, loaded.device)):
+    with (
+        _watching(loaded, batch, observer),
+        _acting(loaded, _changes(batch, vectors, loaded.device)),
+    ):
         steered = loaded.model(**arguments).logits
     results = []
     for row, one in enumerate(batch):
@@ -245,6 +272,38 @@ def _lane(changes: Sequence[tuple[int, int, torch.Tensor, Effect]], device: torc
         torch.stack(directions).to(device),
         torch.tensor(effects, dtype=torch.float32, device=device),
     )
+
+
+@contextmanager
+def _watching(
+    loaded: LoadedModel, batch: Sequence[TracedCompletion], observer: Observer | None
+) -> Iterator[None]:
+    """Forwards of this thread are observed; hooks that are registered later change what comes after."""
+    blocks = find_blocks(loaded.model)
+    thread = threading.get_ident()
+
+    def hook(block: int, see: Callable[[int, int, torch.Tensor], None]) -> Any:
+        def watch(_module: torch.nn.Module, _args: Any, output: Any) -> None:
+            if threading.get_ident() != thread:
+                return
+            hidden = output[0] if isinstance(output, tuple) else output
+            for row, one in enumerate(batch):
+                start = len(one.prompt_ids) - 1
+                see(row, block, hidden[row, start : start + len(one.ids)])
+
+        return watch
+
+    watched = () if observer is None else observer.blocks
+    handles = [
+        blocks[block].register_forward_hook(hook(block, observer.see))
+        for block in watched
+        if observer is not None
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

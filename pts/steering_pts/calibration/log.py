@@ -64,6 +64,7 @@ class CalibrationLog:
         try:
             self._outcomes: dict[str, dict[Draw, Outcome]] = {}
             self._ids: dict[Draw, tuple[int, ...]] = {}
+            self._made: set[tuple[str, Draw]] = set()
             header = {"schema": SCHEMA, **settings}
             if not path.exists():
                 write_atomically(path, [json.dumps(header, sort_keys=True)])
@@ -81,14 +82,27 @@ class CalibrationLog:
         """The generated ids of unsteered completions."""
         return self._ids
 
+    def was_made(self, arm: str, draw: Draw) -> bool:
+        """Whether the arm's completion of a draw was made for it, and not taken over from another arm."""
+        return (arm, draw) in self._made
+
     def add(
         self,
         arm: str,
         draws: Sequence[Draw],
         outcomes: Sequence[Outcome],
         ids: Sequence[tuple[int, ...]] | None = None,
+        also: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        """Keeps the outcomes of an arm; they are on the disk after `flush`."""
+        """Keeps the outcomes of an arm; they are on the disk after `flush`.
+
+        Args:
+            arm: Its key.
+            draws: What it was measured on.
+            outcomes: Of each draw.
+            ids: The generated ids of unsteered completions.
+            also: By the key of another arm, places in `draws` where its completion is the same.
+        """
         line: dict[str, Any] = {
             "arm": arm,
             "draws": [list(draw) for draw in draws],
@@ -99,6 +113,8 @@ class CalibrationLog:
         }
         if ids is not None:
             line["ids"] = [list(one) for one in ids]
+        if also:
+            line["also"] = {key: list(places) for key, places in also.items() if places}
         self._file.write(json.dumps(line) + "\n")
         self._keep(line)
 
@@ -172,5 +188,9 @@ class CalibrationLog:
             for solved, kl, steps, steered in line["outcomes"]
         ]
         self.outcomes(line["arm"]).update(zip(draws, outcomes, strict=True))
+        self._made.update((line["arm"], draw) for draw in draws)
+        for key, places in line.get("also", {}).items():
+            for place in places:
+                self.outcomes(key).setdefault(draws[place], outcomes[place])
         if "ids" in line:
             self._ids.update(zip(draws, map(tuple, line["ids"]), strict=True))
