@@ -19,11 +19,10 @@ from steering_pts.calibration.divergence import (
     Divergence,
     DivergenceSummary,
     TracedCompletion,
-    _acting,
-    _changes,
     kl_per_token,
     summarise,
 )
+from steering_pts.calibration.forcing import acting, changes_of
 from steering_spec import (
     Ablate,
     Add,
@@ -238,7 +237,7 @@ def test_the_recorded_acts_give_the_engines_own_log_probabilities(family: str, t
     assert steered.applied_steering is not None
     completion = TracedCompletion(PROMPT, steered.ids, steered.applied_steering, steered.acts)
 
-    with _acting(model.loaded, _changes([completion], {"one": vector}, model.loaded.device)):
+    with acting(model.loaded, changes_of([completion], {"one": vector}, model.loaded.device)):
         forced = logprobs(model.loaded, [*PROMPT, *steered.ids])
     for step, token in enumerate(steered.tokens):
         assert forced[len(PROMPT) - 1 + step, token.id].item() == pytest.approx(token.logprob, abs=1e-4)

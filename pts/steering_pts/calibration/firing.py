@@ -9,13 +9,14 @@ whose trigger fires nowhere in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from steering_engine.steering.contexts import ContextIndex
 from steering_engine.vectors.schema import SteeringVector
+from steering_pts.calibration.forcing import Observer, TracedCompletion
 from steering_pts.calibration.settings import TriggerChoice
 
 # A forced forward and the engine's own differ in the last bits: about 1e-5 of a float32 logit.
@@ -78,3 +79,41 @@ class Firing:
             return None
         fired: list[bool] = (values > least).tolist()
         return fired
+
+
+class Agreement:
+    """Which other triggers would have acted at exactly the steps of completions."""
+
+    def __init__(
+        self, relatives: Mapping[str, Firing], completions: Sequence[TracedCompletion], places: Sequence[int]
+    ) -> None:
+        self._places = places
+        self._relatives = relatives
+        self._acted = [
+            [step in {act.step for act in one.acts} for step in range(len(one.ids))] for one in completions
+        ]
+        self._agreeing: dict[str, set[int]] = {
+            key: {
+                row
+                for row, one in enumerate(completions)
+                if firing.on_ids(one.prompt_ids, one.ids) == self._acted[row]
+            }
+            if firing.block is None
+            else set()
+            for key, firing in relatives.items()
+        }
+
+    @property
+    def observer(self) -> Observer | None:
+        """Sees what probes and similarities would have read; None where there are none."""
+        blocks = {firing.block for firing in self._relatives.values() if firing.block is not None}
+        return Observer(tuple(sorted(blocks)), self._see) if blocks else None
+
+    def places(self) -> dict[str, list[int]]:
+        """By other arm, the places of completions that are its own as well."""
+        return {key: [self._places[row] for row in sorted(rows)] for key, rows in self._agreeing.items()}
+
+    def _see(self, row: int, block: int, states: torch.Tensor) -> None:
+        for key, firing in self._relatives.items():
+            if firing.block == block and firing.on_states(states) == self._acted[row]:
+                self._agreeing[key].add(row)

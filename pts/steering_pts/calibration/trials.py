@@ -16,7 +16,7 @@ from steering_engine.model import SteeredModel
 from steering_engine.steering.contexts import ContextIndex
 from steering_engine.vectors.schema import SteeringVector
 from steering_pts.calibration.divergence import Observer, TracedCompletion, kl_per_token
-from steering_pts.calibration.firing import Firing
+from steering_pts.calibration.firing import Agreement, Firing
 from steering_pts.calibration.log import CalibrationLog, Draw, Outcome
 from steering_pts.calibration.options import TRIGGERS, TriggerKindName
 from steering_pts.calibration.settings import Setting, TriggerChoice
@@ -258,7 +258,7 @@ class Trials:
             for draw, one in zip(draws, completions, strict=True)
             if one is not None and one.applied_steering is not None
         ]
-        agreement = _Agreement(self._relatives(arm), traced, places)
+        agreement = Agreement(self._relatives(arm), traced, places)
         divergences = iter(
             kl_per_token(self._bench.model.loaded, traced, self._vectors, observer=agreement.observer)
         )
@@ -282,41 +282,3 @@ class Trials:
             for one in self._families[own.vector_id, own.block, own.multiple]
             if one.trigger != own.trigger and one.trigger.kind != "always"
         }
-
-
-class _Agreement:
-    """Which other triggers would have acted at exactly the steps of completions."""
-
-    def __init__(
-        self, relatives: Mapping[str, Firing], completions: Sequence[TracedCompletion], places: Sequence[int]
-    ) -> None:
-        self._places = places
-        self._relatives = relatives
-        self._acted = [
-            [step in {act.step for act in one.acts} for step in range(len(one.ids))] for one in completions
-        ]
-        self._agreeing: dict[str, set[int]] = {
-            key: {
-                row
-                for row, one in enumerate(completions)
-                if firing.on_ids(one.prompt_ids, one.ids) == self._acted[row]
-            }
-            if firing.block is None
-            else set()
-            for key, firing in relatives.items()
-        }
-
-    @property
-    def observer(self) -> Observer | None:
-        """Sees what probes and similarities would have read; None where there are none."""
-        blocks = {firing.block for firing in self._relatives.values() if firing.block is not None}
-        return Observer(tuple(sorted(blocks)), self._see) if blocks else None
-
-    def places(self) -> dict[str, list[int]]:
-        """By other arm, the places of completions that are its own as well."""
-        return {key: [self._places[row] for row in sorted(rows)] for key, rows in self._agreeing.items()}
-
-    def _see(self, row: int, block: int, states: torch.Tensor) -> None:
-        for key, firing in self._relatives.items():
-            if firing.block == block and firing.on_states(states) == self._acted[row]:
-                self._agreeing[key].add(row)
