@@ -81,6 +81,26 @@ def test_other_settings_are_refused_with_all_differences(path: Path) -> None:
     reopened(path)  # the lock is free again
 
 
+def test_a_restart_forgets_everything_even_what_is_damaged(path: Path) -> None:
+    path.write_bytes(b"no log")
+    log = CalibrationLog(path, {"seed": 1}, restart=True)
+    log.close()
+
+    assert log.outcomes("") == {}
+    assert json.loads(path.read_text(encoding="utf-8"))["seed"] == 1
+
+
+def test_a_restart_waits_for_the_lock_as_well(path: Path) -> None:
+    data = path.read_bytes()
+    log = CalibrationLog(path, SETTINGS)
+    try:
+        with pytest.raises(LedgerLockedError):
+            CalibrationLog(path, SETTINGS, restart=True)
+    finally:
+        log.close()
+    assert path.read_bytes() == data
+
+
 @pytest.mark.parametrize(
     ("line", "number"),
     [("{", 4), ("[]", 4), ('{"arm": "x", "draws": [["a", 0]], "outcomes": []}', 4), ("\x00", 4)],

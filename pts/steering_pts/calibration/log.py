@@ -52,8 +52,8 @@ class CalibrationLog:
         path: The file.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, JsonValue]) -> None:
-        """Opens or begins a log.
+    def __init__(self, path: Path, settings: Mapping[str, JsonValue], *, restart: bool = False) -> None:
+        """Opens or begins a log; `restart` forgets what there is.
 
         Raises:
             VectorsError: The file can't be read or written, is damaged, or was begun with other settings.
@@ -66,7 +66,7 @@ class CalibrationLog:
             self._ids: dict[Draw, tuple[int, ...]] = {}
             self._made: set[tuple[str, Draw]] = set()
             header = {"schema": SCHEMA, **settings}
-            if not path.exists():
+            if restart or not path.exists():
                 write_atomically(path, [json.dumps(header, sort_keys=True)])
             self._read(header)
         except BaseException:

@@ -95,9 +95,7 @@ def calibrate_into(
     groups = read_candidates(source)
     root.mkdir(parents=True, exist_ok=True)
     load_candidates(bench.model, groups, source)
-    if restart:
-        files.log.unlink(missing_ok=True)
-    with closing(CalibrationLog(files.log, _settings(bench, raw=raw))) as log:
+    with closing(CalibrationLog(files.log, _settings(bench, raw=raw), restart=restart)) as log:
         result = calibrate_groups(groups, bench, options, log, validation, test)
         written = write_vectors(result, groups, files.vectors)
         write_result(result, files.result)
