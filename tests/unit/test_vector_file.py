@@ -18,7 +18,7 @@ from safetensors.torch import save
 from steering_engine.errors import VectorFileError
 from steering_engine.loading import LoadedModel, load_model
 from steering_engine.vectors.file import encode_vector, load_vector, parse_vector, save_vector
-from steering_engine.vectors.schema import HeldOutLift, SteeringVector
+from steering_engine.vectors.schema import HeldOutLift, RecommendedTrigger, SteeringVector
 from tests.support.models import save_tiny_model
 from tests.support.vector_files import (
     Case,
@@ -86,6 +86,7 @@ class TestReading:
             source_run_digest="r",
             discovery_settings={"seed": 1, "threshold": 0.2, "note": None, "on": True},
             held_out_lift=lift,
+            recommended_trigger=RecommendedTrigger(kind="probe", block=2, threshold=1e-9),
         )
         assert parse_vector(encode_vector(full), "full").metadata == full.metadata
 
@@ -184,6 +185,18 @@ WRONG_METADATA: list[Case] = [
         ),
         ["metadata 'held_out_lift.unsteered': Input should be less than or equal to 1"],
     ),
+    ("a trigger without what it needs", set_metadata(recommended_trigger={"kind": "probe", "block": 0}),
+     ["metadata 'recommended_trigger': Value error, a trigger of kind probe has block and threshold, not ['block']"]),
+    ("a trigger with what is another's", set_metadata(recommended_trigger={"kind": "always", "min_match": 2}),
+     ["metadata 'recommended_trigger': Value error, a trigger of kind always has nothing else, not ['min_match']"]),
+    ("a trigger of no kind", set_metadata(recommended_trigger={"kind": "often"}),
+     ["metadata 'recommended_trigger.kind': Input should be 'always', 'context', 'probe' or 'similarity'"]),
+    ("a trigger that reads a probe that is not there",
+     set_metadata(recommended_trigger={"kind": "probe", "block": 2, "threshold": 0.5}),
+     ["metadata 'recommended_trigger' reads block 2, which has no probe"]),
+    ("a trigger that reads centroids that are not there",
+     set_metadata(recommended_trigger={"kind": "similarity", "block": 0, "min_cosine": 0.5}),
+     ["metadata 'recommended_trigger' reads block 0, which has no centroids"]),
 ]  # fmt: skip
 
 

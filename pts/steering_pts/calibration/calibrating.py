@@ -49,7 +49,8 @@ def calibrate_groups(
     """
     check_problems([*validation, *test], validation, options.by)
     vectors = {group.ids[method]: vector for group in groups for method, vector in group.vectors.items()}
-    calibration = _Calibration(bench, options, Trials(bench, vectors, log), tuple(validation))
+    settings = [setting for group in groups for setting in settings_of(group, options)]
+    calibration = _Calibration(bench, options, Trials(bench, vectors, log, settings), tuple(validation))
     results = [calibration.group(group) for group in groups]
     results = calibration.drop_harmful(results)
     kept = Arm(tuple(one.chosen for one in results if one.kept and one.chosen is not None))
@@ -104,12 +105,10 @@ class _Calibration:
             return GroupResult(group.name, group.events, (), (), None, None, reason, 0, grid)
         draws = draws_of(choosing, samples, self.bench.seed)
         self.trials.measure([(UNSTEERED, draws)], "unsteered")
+        # Contexts say best where a group's decisions are; probes may be of other groups' decisions too.
+        telling = [one for one in settings if one.trigger.kind == "context"] or settings
         order = DrawOrder.of(
-            draws,
-            {
-                draw: any(self.trials.context_fires(name, draw) for name in group.ids.values())
-                for draw in draws
-            },
+            draws, {draw: any(self.trials.may_act(one, draw) for one in telling) for draw in draws}
         )
         rounds = schedule(len(settings), len(draws), budget - len(draws))
         search = halve(settings, order, rounds, self.options.kl_budget, self._measure(group.name))

@@ -7,43 +7,23 @@ there is exactly 0, and a completion without acts needs no forward.
 
 from __future__ import annotations
 
-import threading
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from steering_engine.blocks import find_blocks
 from steering_engine.loading import LoadedModel
-from steering_engine.steering.ops import Effect, effect_of, steer
 from steering_engine.vectors.schema import SteeringVector
+from steering_pts.calibration.forcing import Observer, TracedCompletion, acting, changes_of, watching
 from steering_pts.progress import Advance
-from steering_spec import Clamp, ConflictPolicy, SteeringAct, SteeringSpec, VectorRef
+
+__all__ = ["Divergence", "DivergenceSummary", "Observer", "TracedCompletion", "kl_per_token", "summarise"]
 
 _ROWS_PER_FORWARD = 4096
 _LOGITS_PER_FORWARD = 1 << 27  # 512 MiB in float32, twice: with a vocabulary of 150,000 that is 900 rows
 _LOGITS_AT_ONCE = 1 << 23  # turned into float64 log-probabilities of both forwards
-
-
-@dataclass(frozen=True, slots=True)
-class TracedCompletion:
-    """A steered completion with what was done to it.
-
-    Attributes:
-        prompt_ids: Its prompt.
-        ids: All generated ids, at least one.
-        steering: The steering as it was applied; its vectors are looked up by id.
-        acts: Every act, as the trace of the completion tells.
-    """
-
-    prompt_ids: tuple[int, ...]
-    ids: tuple[int, ...]
-    steering: SteeringSpec
-    acts: tuple[SteeringAct, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +71,7 @@ def kl_per_token(
     completions: Sequence[TracedCompletion],
     vectors: Mapping[str, SteeringVector],
     advance: Advance | None = None,
+    observer: Observer | None = None,
 ) -> list[Divergence]:
     """The divergence of each completion, in order.
 
@@ -99,6 +80,7 @@ def kl_per_token(
         completions: Steered completions with their acts.
         vectors: The vectors that their steering names, by id.
         advance: Hears of every completion, with its number of generated tokens.
+        observer: Sees the steered residual streams, also of completions without acts.
 
     Raises:
         KeyError: A vector that acted is not among them.
@@ -109,7 +91,7 @@ def kl_per_token(
     results: list[Divergence | None] = [None] * len(completions)
     open_ones = []
     for index, completion in enumerate(completions):
-        if completion.acts:
+        if completion.acts or observer is not None:
             open_ones.append(index)
         else:
             nothing = len(completion.ids)
@@ -121,7 +103,9 @@ def kl_per_token(
     while order:
         longest = _length(completions[order[-1]])
         batch = [order.pop() for _ in range(min(len(order), max(1, most_rows // longest)))]
-        forced = _force(loaded, [completions[i] for i in batch], vectors)
+        forced = _force(
+            loaded, [completions[i] for i in batch], vectors, observer and observer.renumbered(batch)
+        )
         for index, divergence in zip(batch, forced, strict=True):
             results[index] = divergence
             if advance is not None:
@@ -135,7 +119,10 @@ def _length(completion: TracedCompletion) -> int:
 
 @torch.inference_mode()
 def _force(
-    loaded: LoadedModel, batch: Sequence[TracedCompletion], vectors: Mapping[str, SteeringVector]
+    loaded: LoadedModel,
+    batch: Sequence[TracedCompletion],
+    vectors: Mapping[str, SteeringVector],
+    observer: Observer | None,
 ) -> list[Divergence]:
     length = max(map(_length, batch))
     input_ids = torch.zeros(len(batch), length, dtype=torch.long, device=loaded.device)
@@ -152,7 +139,10 @@ def _force(
         "logits_to_keep": kept,
     }
     plain = loaded.model(**arguments).logits
-    with _acting(loaded, _changes(batch, vectors, loaded.device)):
+    with (
+        watching(loaded, batch, observer),
+        acting(loaded, changes_of(batch, vectors, loaded.device)),
+    ):
         steered = loaded.model(**arguments).logits
     results = []
     for row, one in enumerate(batch):
@@ -178,96 +168,3 @@ def _kl(steered: torch.Tensor, plain: torch.Tensor) -> list[float]:
         terms = torch.where(p > -torch.inf, p.exp() * (p - q), torch.zeros_like(p))
         values += terms.sum(-1).clamp(min=0.0).tolist()
     return values
-
-
-class _Lane(NamedTuple):
-    """Acts at one block of which each changes a row of its own.
-
-    Attributes:
-        samples: `[n]` index in the batch.
-        positions: `[n]` index in the sequence.
-        directions: `[n, hidden]` float32.
-        effects: `[n, 5]` float32.
-    """
-
-    samples: torch.Tensor
-    positions: torch.Tensor
-    directions: torch.Tensor
-    effects: torch.Tensor
-
-
-def _changes(
-    batch: Sequence[TracedCompletion], vectors: Mapping[str, SteeringVector], device: torch.device
-) -> dict[int, list[_Lane]]:
-    """What is done at each block: lanes that act one after the other, in the order of the engine."""
-    by_row: dict[tuple[int, int, int], list[tuple[torch.Tensor, Effect]]] = defaultdict(list)
-    for sample, one in enumerate(batch):
-        rules = one.steering.rules
-        exclusive = one.steering.conflict_policy is ConflictPolicy.FIRST
-        # Clamps act last, except where the first rule takes the row.
-        acts = sorted(
-            one.acts,
-            key=lambda act: (
-                not exclusive and isinstance(rules[act.rule_index].operation, Clamp),
-                act.rule_index,
-            ),
-        )
-        for act in acts:
-            rule = rules[act.rule_index]
-            vector = vectors[VectorRef.parse(rule.vector).id]
-            position = len(one.prompt_ids) - 1 + act.step if act.step is not None else act.prompt_position
-            if position is None:
-                raise ValueError(
-                    f"an act of rule {act.rule_index} names neither a step nor a prompt position"
-                )
-            for block in act.layers:
-                effect = effect_of(rule.operation, rule.strength, vector.metadata.calibrated_strength[block])
-                row = by_row[block, sample, position]
-                if not (exclusive and row):
-                    row.append((vector.directions[block], effect))
-    lanes: dict[int, dict[int, list[tuple[int, int, torch.Tensor, Effect]]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for (block, sample, position), changes in by_row.items():
-        for place, (direction, effect) in enumerate(changes):
-            lanes[block][place].append((sample, position, direction, effect))
-    return {
-        block: [_lane(of_place[place], device) for place in sorted(of_place)]
-        for block, of_place in lanes.items()
-    }
-
-
-def _lane(changes: Sequence[tuple[int, int, torch.Tensor, Effect]], device: torch.device) -> _Lane:
-    samples, positions, directions, effects = zip(*changes, strict=True)
-    return _Lane(
-        torch.tensor(samples, device=device),
-        torch.tensor(positions, device=device),
-        torch.stack(directions).to(device),
-        torch.tensor(effects, dtype=torch.float32, device=device),
-    )
-
-
-@contextmanager
-def _acting(loaded: LoadedModel, changes: Mapping[int, Sequence[_Lane]]) -> Iterator[None]:
-    """Forwards of this thread are steered so; those of an engine that runs beside are left alone."""
-    blocks = find_blocks(loaded.model)
-    thread = threading.get_ident()
-
-    def hook(lanes: Sequence[_Lane]) -> Any:
-        def act(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
-            if threading.get_ident() != thread:
-                return None
-            hidden = (output[0] if isinstance(output, tuple) else output).clone()
-            for lane in lanes:
-                rows = hidden[lane.samples, lane.positions]
-                hidden[lane.samples, lane.positions] = steer(rows, lane.directions, lane.effects)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        return act
-
-    handles = [blocks[block].register_forward_hook(hook(lanes)) for block, lanes in changes.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -52,8 +52,8 @@ class CalibrationLog:
         path: The file.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, JsonValue]) -> None:
-        """Opens or begins a log.
+    def __init__(self, path: Path, settings: Mapping[str, JsonValue], *, restart: bool = False) -> None:
+        """Opens or begins a log; `restart` forgets what there is.
 
         Raises:
             VectorsError: The file can't be read or written, is damaged, or was begun with other settings.
@@ -64,8 +64,9 @@ class CalibrationLog:
         try:
             self._outcomes: dict[str, dict[Draw, Outcome]] = {}
             self._ids: dict[Draw, tuple[int, ...]] = {}
+            self._made: set[tuple[str, Draw]] = set()
             header = {"schema": SCHEMA, **settings}
-            if not path.exists():
+            if restart or not path.exists():
                 write_atomically(path, [json.dumps(header, sort_keys=True)])
             self._read(header)
         except BaseException:
@@ -81,14 +82,27 @@ class CalibrationLog:
         """The generated ids of unsteered completions."""
         return self._ids
 
+    def was_made(self, arm: str, draw: Draw) -> bool:
+        """Whether the arm's completion of a draw was made for it, and not taken over from another arm."""
+        return (arm, draw) in self._made
+
     def add(
         self,
         arm: str,
         draws: Sequence[Draw],
         outcomes: Sequence[Outcome],
         ids: Sequence[tuple[int, ...]] | None = None,
+        also: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        """Keeps the outcomes of an arm; they are on the disk after `flush`."""
+        """Keeps the outcomes of an arm; they are on the disk after `flush`.
+
+        Args:
+            arm: Its key.
+            draws: What it was measured on.
+            outcomes: Of each draw.
+            ids: The generated ids of unsteered completions.
+            also: By the key of another arm, places in `draws` where its completion is the same.
+        """
         line: dict[str, Any] = {
             "arm": arm,
             "draws": [list(draw) for draw in draws],
@@ -99,6 +113,8 @@ class CalibrationLog:
         }
         if ids is not None:
             line["ids"] = [list(one) for one in ids]
+        if also:
+            line["also"] = {key: list(places) for key, places in also.items() if places}
         self._file.write(json.dumps(line) + "\n")
         self._keep(line)
 
@@ -127,9 +143,6 @@ class CalibrationLog:
             # What follows the last end of a line was cut off by a kill.
             whole = data.rfind(b"\n") + 1
             lines = data[:whole].decode().split("\n")[:-1]
-            if whole < len(data):
-                os.truncate(self.path, whole)
-            self._file = self.path.open("a", encoding="utf-8", newline="\n")
         except OSError as error:
             raise VectorsError(f"{self.path} can't be read: {error.strerror}") from error
         except UnicodeDecodeError:
@@ -141,12 +154,18 @@ class CalibrationLog:
                     self._compare(line, header)
                 else:
                     self._keep(line)
-            except (ValueError, TypeError, KeyError, RecursionError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise VectorsError(
                     f"{self.path} is damaged: line {number} is no line of a calibration log; remove it to begin anew"
                 ) from None
         if not lines:
             raise VectorsError(f"{self.path} is damaged: it is empty; remove it to begin anew")
+        try:
+            if whole < len(data):
+                os.truncate(self.path, whole)
+            self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise VectorsError(f"{self.path} can't be written: {error.strerror}") from error
 
     def _compare(self, found: Mapping[str, JsonValue], expected: Mapping[str, JsonValue]) -> None:
         if found.get("schema") != SCHEMA:
@@ -169,5 +188,9 @@ class CalibrationLog:
             for solved, kl, steps, steered in line["outcomes"]
         ]
         self.outcomes(line["arm"]).update(zip(draws, outcomes, strict=True))
+        self._made.update((line["arm"], draw) for draw in draws)
+        for key, places in line.get("also", {}).items():
+            for place in places:
+                self.outcomes(key).setdefault(draws[place], outcomes[place])
         if "ids" in line:
             self._ids.update(zip(draws, map(tuple, line["ids"]), strict=True))

@@ -6,15 +6,20 @@ rule would act in is that of the unsteered arm, and is not made again.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from steering_engine.model import SteeredModel
 from steering_engine.steering.contexts import ContextIndex
 from steering_engine.vectors.schema import SteeringVector
-from steering_pts.calibration.divergence import TracedCompletion, kl_per_token
+from steering_pts.calibration.divergence import Observer, TracedCompletion, kl_per_token
+from steering_pts.calibration.firing import Agreement, Firing
 from steering_pts.calibration.log import CalibrationLog, Draw, Outcome
-from steering_pts.calibration.settings import Setting
+from steering_pts.calibration.options import TRIGGERS, TriggerKindName
+from steering_pts.calibration.settings import Setting, TriggerChoice
 from steering_pts.data import Problem
 from steering_pts.oracles.base import Oracle, Verdict
 from steering_pts.oracles.registry import judge_all
@@ -72,6 +77,11 @@ class Arm:
         return SteeringSpec(tuple(one.rule for one in self.settings)) if self.settings else None
 
     @property
+    def kind(self) -> TriggerKindName | None:
+        """The kind of trigger of a single setting; None for no or several settings."""
+        return self.settings[0].trigger.kind if len(self.settings) == 1 else None
+
+    @property
     def acts_everywhere(self) -> bool:
         """Whether no step is left that isn't steered; then the divergence counts at all of them."""
         return any(one.trigger.kind == "always" for one in self.settings)
@@ -83,34 +93,49 @@ UNSTEERED = Arm()
 class Trials:
     """Measures arms on draws, and remembers."""
 
-    def __init__(self, bench: Bench, vectors: Mapping[str, SteeringVector], log: CalibrationLog) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        vectors: Mapping[str, SteeringVector],
+        log: CalibrationLog,
+        settings: Sequence[Setting] = (),
+    ) -> None:
         """Makes trials.
 
         Args:
             bench: What is measured on.
             vectors: The loaded candidates by id.
             log: Where outcomes are kept.
+            settings: Settings that may be measured, by themselves or together; those that differ in their trigger
+                alone take completions over from each other.
         """
         self._bench = bench
         self._vectors = vectors
         self._log = log
-        self._contexts = {
-            name: (ContextIndex(vector.contexts), vector.metadata.context_min_match)
-            for name, vector in vectors.items()
-        }
+        contexts = {name: ContextIndex(vector.contexts) for name, vector in vectors.items()}
+        self._families: dict[tuple[str, int, float], list[Setting]] = defaultdict(list)
+        self._firings: dict[tuple[str, TriggerChoice], Firing] = {}
+        for one in settings:
+            self._families[one.vector_id, one.block, one.multiple].append(one)
+            firing = Firing(one.trigger, vectors[one.vector_id], contexts[one.vector_id])
+            self._firings[one.vector_id, one.trigger] = firing
+        self._fires: dict[tuple[str, TriggerChoice], dict[Draw, bool]] = defaultdict(dict)
         self._used: set[tuple[str, Draw]] = set()
 
     @property
     def generated(self) -> int:
-        """Completions that these trials stand on, whenever they were made."""
-        return len(self._used)
+        """Completions that were made for these trials, in this process or before."""
+        return sum(self._log.was_made(arm, draw) for arm, draw in self._used)
 
     def measure(self, jobs: Sequence[tuple[Arm, Sequence[Draw]]], phase: str) -> list[list[Outcome]]:
         """The outcomes of each arm on its draws; what the log does not hold is measured."""
         unsteered = list(dict.fromkeys(draw for _, draws in jobs for draw in draws))
         self._complete([(UNSTEERED, unsteered)], f"{phase}: unsteered")
+        self._look_at_unsteered(unsteered)
         acting = [(arm, [draw for draw in draws if self._may_act(arm, draw)]) for arm, draws in jobs]
-        self._complete(acting, phase)
+        # One kind of trigger after the other: the later ones find most of their completions made.
+        for kind in (*TRIGGERS, None):
+            self._complete([job for job in acting if job[0].kind == kind], f"{phase}: {kind or 'together'}")
         self._used.update(
             (arm.key, draw) for arm, draws in [(UNSTEERED, unsteered), *acting] for draw in draws
         )
@@ -119,21 +144,43 @@ class Trials:
             [self._log.outcomes(arm.key).get(draw) or base[draw] for draw in draws] for arm, draws in jobs
         ]
 
-    def _may_act(self, arm: Arm, draw: Draw) -> bool:
-        """Whether a rule could act in the draw; False only where it certainly does not."""
-        return any(
-            one.trigger.kind != "context" or self.context_fires(one.vector_id, draw) for one in arm.settings
-        )
-
-    def context_fires(self, vector_id: str, draw: Draw) -> bool:
-        """Whether a context of the vector occurs in the unsteered completion of a draw.
+    def may_act(self, setting: Setting, draw: Draw) -> bool:
+        """Whether a setting could act in a draw of which the unsteered completion is known.
 
         Up to its first act a steered completion is the unsteered one, so where this is False nothing ever acts.
         """
-        index, least = self._contexts[vector_id]
-        prompt, ids = self._bench.prompts[draw.problem_id], self._log.unsteered_ids[draw]
-        history = [*prompt, *ids]
-        return any(index.longest_match(history[:end]) >= least for end in range(len(prompt), len(history)))
+        return self._fires[setting.vector_id, setting.trigger].get(draw, True)
+
+    def _may_act(self, arm: Arm, draw: Draw) -> bool:
+        return any(self.may_act(one, draw) for one in arm.settings)
+
+    def _look_at_unsteered(self, draws: Sequence[Draw]) -> None:
+        """Finds out which triggers fire at all in the unsteered completions of draws."""
+        open_ones = {
+            key: firing
+            for key, firing in self._firings.items()
+            if any(draw not in self._fires[key] for draw in draws)
+        }
+        fresh = [draw for draw in draws if any(draw not in self._fires[key] for key in open_ones)]
+        texts = [(self._bench.prompts[draw.problem_id], self._log.unsteered_ids[draw]) for draw in fresh]
+        reading = {key: firing for key, firing in open_ones.items() if firing.block is not None}
+        for key in open_ones.keys() - reading.keys():
+            for draw, text in zip(fresh, texts, strict=True):
+                self._fires[key][draw] = any(open_ones[key].on_ids(*text))
+
+        def see(number: int, block: int, states: torch.Tensor) -> None:
+            for key, firing in reading.items():
+                if firing.block == block:
+                    fired = firing.on_states(states)
+                    self._fires[key][fresh[number]] = fired is None or any(fired)
+
+        if reading:
+            # A completion that broke off without a token stays out, and counts as one in which anything may fire.
+            traced = [TracedCompletion(prompt, ids, SteeringSpec(()), ()) for prompt, ids in texts if ids]
+            numbers = [number for number, (_, ids) in enumerate(texts) if ids]
+            blocks = tuple(sorted({b for firing in reading.values() if (b := firing.block) is not None}))
+            observer = Observer(blocks, lambda row, block, states: see(numbers[row], block, states))
+            kl_per_token(self._bench.model.loaded, traced, self._vectors, observer=observer)
 
     def _complete(self, jobs: Sequence[tuple[Arm, Sequence[Draw]]], phase: str) -> None:
         """Measures what is missing, in waves; an arm's draws of one call stay together, and so do their batches."""
@@ -161,9 +208,9 @@ class Trials:
         left = iter(completions)
         for arm, draws in wave:
             own = [next(left) for _ in draws]
-            outcomes = self._outcomes(arm, draws, own, [next(solved) for _ in draws])
+            outcomes, also = self._outcomes(arm, draws, own, [next(solved) for _ in draws])
             ids = None if arm.settings else [one.ids if one else () for one in own]
-            self._log.add(arm.key, draws, outcomes, ids)
+            self._log.add(arm.key, draws, outcomes, ids, also)
         self._log.flush()
 
     def _spec(self, arm: Arm, draw: Draw) -> GenerationSpec:
@@ -198,18 +245,23 @@ class Trials:
         draws: Sequence[Draw],
         completions: Sequence[Completion | None],
         solved: Sequence[bool],
-    ) -> list[Outcome]:
+    ) -> tuple[list[Outcome], dict[str, list[int]]]:
+        """The outcomes of an arm, and by other arms the places where their completion is the same."""
         if not arm.settings:
             return [
                 Outcome(right, 0.0, len(one.tokens) if one else 0)
                 for right, one in zip(solved, completions, strict=True)
-            ]
+            ], {}
+        places = [place for place, one in enumerate(completions) if one is not None]
         traced = [
             TracedCompletion(self._bench.prompts[draw.problem_id], one.ids, one.applied_steering, one.acts)
             for draw, one in zip(draws, completions, strict=True)
             if one is not None and one.applied_steering is not None
         ]
-        divergences = iter(kl_per_token(self._bench.model.loaded, traced, self._vectors))
+        agreement = Agreement(self._relatives(arm), traced, places)
+        divergences = iter(
+            kl_per_token(self._bench.model.loaded, traced, self._vectors, observer=agreement.observer)
+        )
         outcomes = []
         for one, right in zip(completions, solved, strict=True):
             if one is None:
@@ -218,4 +270,15 @@ class Trials:
             divergence = next(divergences)
             kl, steps = divergence.counted(every_step=arm.acts_everywhere)
             outcomes.append(Outcome(right, kl, steps, sum(divergence.steered)))
-        return outcomes
+        return outcomes, agreement.places()
+
+    def _relatives(self, arm: Arm) -> dict[str, Firing]:
+        """The arms that differ from a single setting in its trigger alone, by their keys."""
+        if len(arm.settings) != 1 or arm.acts_everywhere:
+            return {}
+        (own,) = arm.settings
+        return {
+            Arm((one,)).key: self._firings[one.vector_id, one.trigger]
+            for one in self._families[own.vector_id, own.block, own.multiple]
+            if one.trigger != own.trigger and one.trigger.kind != "always"
+        }

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from steering_pts.cli.calibrate import calibrate
 from steering_pts.cli.discover import discover
 from steering_pts.cli.evaluate import evaluate
 from steering_pts.cli.export import export
@@ -30,7 +31,7 @@ app = typer.Typer(
     ),
 )
 
-for command in (discover, status, show, export, grade, vectors, report, inspect, evaluate):
+for command in (discover, status, show, export, grade, vectors, report, inspect, evaluate, calibrate):
     app.command()(command)
 
 

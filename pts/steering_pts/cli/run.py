@@ -14,6 +14,7 @@ from steering_engine.alias import resolve_model
 from steering_engine.errors import ModelError
 from steering_engine.loading import weights_digest
 from steering_engine.model import EngineLimits, SteeredModel
+from steering_pts.calibration.run import CalibrationFiles
 from steering_pts.data import Problem
 from steering_pts.discovery import Discovery
 from steering_pts.errors import LedgerError
@@ -89,7 +90,8 @@ class RunFolder:
         lock = WriterLock(self.ledger)
         try:
             ledger = [self.ledger.with_name(self.ledger.name + suffix) for suffix in ("", "-wal", "-shm")]
-            for path in (*ledger, self.pivots, self.activations):
+            calibration = CalibrationFiles(self.path)
+            for path in (*ledger, self.pivots, self.activations, calibration.log, calibration.result):
                 path.unlink(missing_ok=True)
             for unfinished in self.path.glob(f".{self.activations.name}.*"):
                 unfinished.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,14 +13,14 @@ from rich.table import Table
 from steering_engine.alias import resolve_model
 from steering_engine.model import SteeredModel
 from steering_pts.calibration.calibrating import calibrate_groups
-from steering_pts.calibration.candidates import CandidateGroup, load_candidates, read_candidates
+from steering_pts.calibration.candidates import INDEX, CandidateGroup, load_candidates, read_candidates
 from steering_pts.calibration.draws import DrawOrder, draws_of
 from steering_pts.calibration.log import CalibrationLog
 from steering_pts.calibration.options import CalibrationOptions
 from steering_pts.calibration.settings import settings_of
 from steering_pts.calibration.trials import UNSTEERED, Arm, Bench, Trials
 from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
-from steering_pts.data import DataOptions, load_problems
+from steering_pts.data import DataOptions, Problem, load_problems
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
 from steering_pts.rollouts import EngineRollouts
@@ -35,18 +34,20 @@ _TRAINING: Final = 32
 _TEST: Final = 250
 _TEST_SAMPLES: Final = 2
 _CONTENDERS: Final = 5
+_REPEATS: Final = 3
 _SAMPLER: Final = SamplerSettings(max_tokens=96)
 
 
 def bench_calibration(console: Console, problems: int = PROBLEMS, folder: Path = FOLDER) -> dict[str, Any]:
-    """Calibrates each group of the bundled model's pivots, and measures the whole grid beside it.
+    """Calibrates each group of the bundled model's pivots, and measures the whole grid beside it, for several seeds.
 
-    What is interrupted goes on: everything measured is kept in a log in `folder`.
+    What is interrupted goes on: everything measured is kept in logs in `folder`.
 
     Returns:
-        By group: `chosen` and `best_of_grid` (setting, success on test problems), `gap` between the two, `rollouts`,
-        `grid_rollouts`, and their `share`. The best of the grid is the best on test problems of the five that are best
-        on the validation problems, within the budget of divergence: it is favoured by that, never the chosen one.
+        `repeats`: for each seed and group, `chosen` and `best_of_grid` (setting, success on test problems), `gap`
+        between the two, `rollouts`, `grid_rollouts`, and their `share`. The best of the grid is the best on test
+        problems of the five that are best on the validation problems, within the budget of divergence: it is favoured
+        by that, the chosen one is not. And over all of them `gap_mean`, `gap_largest` and `share_largest`.
     """
     run = RunFolder(folder / "run")
     training = load_problems("demo:train", DataOptions(limit=_TRAINING, shuffle_seed=SEED))
@@ -54,23 +55,31 @@ def bench_calibration(console: Console, problems: int = PROBLEMS, folder: Path =
         discover_into(
             run, ModelChoice("demo"), training, oracle, _SAMPLER, SearchSettings(), SEED, RunProgress()
         )
-    with _bench(problems) as (bench, validation, test):
-        candidates = folder / "candidates"
-        if not candidates.is_dir():
-            candidates.mkdir(parents=True)
-            write_candidates(bench.model.loaded, run, candidates)
-        groups = read_candidates(candidates)
-        load_candidates(bench.model, groups, candidates)
-        with closing(CalibrationLog(folder / "calibration.jsonl", {"seed": SEED})) as log:
-            report = _compare(groups, bench, log, validation, test)
-    console.print(_table(report))
-    return report
+    repeats = []
+    for seed in range(SEED, SEED + _REPEATS):
+        with _bench(problems, seed) as (bench, validation, test):
+            candidates = folder / "candidates"
+            if not (candidates / INDEX).is_file():
+                candidates.mkdir(parents=True, exist_ok=True)
+                write_candidates(bench.model.loaded, run, candidates)
+            groups = read_candidates(candidates)
+            load_candidates(bench.model, groups, candidates)
+            with closing(CalibrationLog(folder / f"calibration-{seed}.jsonl", {"seed": seed})) as log:
+                repeats += _compare(groups, bench, log, validation, test)
+    console.print(_table(repeats))
+    gaps = [row["gap"] for row in repeats]
+    return {
+        "repeats": repeats,
+        "gap_mean": sum(gaps) / len(gaps),
+        "gap_largest": max(gaps),
+        "share_largest": max(row["share"] for row in repeats),
+    }
 
 
 @contextmanager
-def _bench(problems: int) -> Iterator[tuple[Bench, list[Any], list[Any]]]:
-    validation = load_problems("demo:validation", DataOptions(limit=problems, shuffle_seed=SEED))
-    test = load_problems("demo:test", DataOptions(limit=_TEST, shuffle_seed=SEED))
+def _bench(problems: int, seed: int) -> Iterator[tuple[Bench, list[Problem], list[Problem]]]:
+    validation = load_problems("demo:validation", DataOptions(limit=problems, shuffle_seed=seed))
+    test = load_problems("demo:test", DataOptions(limit=_TEST, shuffle_seed=seed))
     model = SteeredModel.load(resolve_model("demo"))
     everything = [*validation, *test]
     with (
@@ -80,7 +89,7 @@ def _bench(problems: int) -> Iterator[tuple[Bench, list[Any], list[Any]]]:
         prompts = encode_prompts(model, everything, raw=False)
         by_id = {problem.id: problem for problem in everything}
         yield (
-            Bench(model, source, oracle, by_id, prompts, _SAMPLER, SEED, RunProgress()),
+            Bench(model, source, oracle, by_id, prompts, _SAMPLER, seed, RunProgress()),
             validation,
             test,
         )
@@ -93,15 +102,16 @@ def _compare(
     validation: list[Any],
     test: list[Any],
 ) -> dict[str, Any]:
-    options = CalibrationOptions()
-    report: dict[str, Any] = {}
+    # Without the control that acts at every step: the budget of divergence rules it out, and its answers are long.
+    options = CalibrationOptions(triggers=("context", "probe", "similarity"))
+    report = []
     vectors = {group.ids[method]: vector for group in groups for method, vector in group.vectors.items()}
-    trials = Trials(bench, vectors, log)
-    fresh = draws_of(test, _TEST_SAMPLES, SEED)
+    trials = Trials(bench, vectors, log, [one for group in groups for one in settings_of(group, options)])
+    fresh = draws_of(test, _TEST_SAMPLES, bench.seed)
     for group in groups:
         (result,) = calibrate_groups([group], bench, options, log, validation).groups
         settings = settings_of(group, options)
-        draws = draws_of(validation, 1, SEED)
+        draws = draws_of(validation, 1, bench.seed)
         unsteered, *grid = trials.measure(
             [(UNSTEERED, draws), *((Arm((one,)), draws) for one in settings)], f"{group.name}: the full grid"
         )
@@ -117,38 +127,36 @@ def _compare(
         rates = [sum(one.solved for one in outcomes) / len(fresh) for outcomes in measured]
         of_contenders = rates[1 : 1 + len(contenders)]
         top = max(range(len(contenders)), key=of_contenders.__getitem__)
-        report[group.name] = {
-            "settings": len(settings),
-            "problems": len(validation),
-            "unsteered": rates[0],
-            "chosen": None
-            if result.chosen is None
-            else {"setting": str(result.chosen), "success": rates[-1], "kept": result.kept},
-            "best_of_grid": {"setting": str(contenders[top]), "success": of_contenders[top]},
-            "first_of_grid": {"setting": str(contenders[0]), "success": of_contenders[0]},
-            "gap": of_contenders[top] - (rates[-1] if result.chosen is not None else rates[0]),
-            "rollouts": result.rollouts,
-            "grid_rollouts": result.grid_rollouts,
-            "share": result.rollouts / result.grid_rollouts,
-            "rounds": [one._asdict() for one in result.rounds],
-            "options": dataclasses.asdict(options),
-        }
+        chosen = rates[-1] if result.chosen is not None else rates[0]
+        report.append(
+            {
+                "seed": bench.seed,
+                "group": group.name,
+                "settings": len(settings),
+                "problems": len(validation),
+                "unsteered": rates[0],
+                "chosen": {"setting": str(result.chosen), "success": chosen, "kept": result.kept},
+                "best_of_grid": {"setting": str(contenders[top]), "success": of_contenders[top]},
+                "gap": of_contenders[top] - chosen,
+                "rollouts": result.rollouts,
+                "grid_rollouts": result.grid_rollouts,
+                "share": result.rollouts / result.grid_rollouts,
+                "rounds": [one._asdict() for one in result.rounds],
+            }
+        )
     return report
 
 
-def _table(report: dict[str, Any]) -> Table:
+def _table(repeats: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="calibration: halving against the full grid", title_justify="left")
-    for name in ("group", "settings", "chosen", "success", "best of grid", "success", "gap", "rollouts"):
-        table.add_column(name)
-    for name, row in report.items():
-        chosen = row["chosen"] or {"setting": "none", "success": row["unsteered"]}
+    for name in ("seed", "group", "unsteered", "chosen", "best of grid", "gap", "rollouts"):
+        table.add_column(name, overflow="fold")
+    for row in repeats:
         table.add_row(
-            name,
-            str(row["settings"]),
-            chosen["setting"],
-            f"{chosen['success']:.3f}",
-            row["best_of_grid"]["setting"],
-            f"{row['best_of_grid']['success']:.3f}",
+            str(row["seed"]),
+            row["group"],
+            f"{row['unsteered']:.3f}",
+            *(f"{row[key]['success']:.3f} {row[key]['setting']}" for key in ("chosen", "best_of_grid")),
             f"{row['gap']:+.3f}",
             f"{row['rollouts']} of {row['grid_rollouts']} ({row['share']:.0%})",
         )

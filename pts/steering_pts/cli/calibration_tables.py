@@ -1,0 +1,85 @@
+"""What `pts calibrate` prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from steering_engine.vectors.schema import HeldOutLift
+from steering_pts.calibration.results import CalibrationResult, Effect
+
+
+def print_calibration(result: CalibrationResult, written: Mapping[str, Path], *, as_json: bool) -> None:
+    """The setting of each group and what it did, or why it gets no file."""
+    if as_json:
+        values = {**result.as_json(), "files": {name: str(path) for name, path in written.items()}}
+        sys.stdout.write(json.dumps(values) + "\n")
+        return
+    console = Console()
+    console.print(_table(result))
+    for group in result.groups:
+        if group.reason:
+            console.print(Text(f"left out: {group.name}: {group.reason}"))
+    for name, effect in (("together, on problems kept back", result.together), ("test", result.test)):
+        if effect is not None:
+            _print_effect(console, name, effect)
+    if not written:
+        console.print("no vector files: nothing helped for certain")
+
+
+def _table(result: CalibrationResult) -> Table:
+    table = Table(title="calibration", title_justify="left")
+    for name in ("group", "pivots", "method", "block", "strength", "trigger"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("lift on problems kept back (95 %)", no_wrap=True)
+    for name in ("KL/token", "rollouts"):
+        table.add_column(name, no_wrap=True, justify="right")
+    for group in result.groups:
+        chosen, effect = group.chosen, group.effect
+        spent = f"{group.rollouts:,} of {group.grid_rollouts:,}"
+        if chosen is None or effect is None:
+            table.add_row(group.name, str(group.events), "none", "", "", "", "", "", spent)
+            continue
+        table.add_row(
+            Text(group.name, style="" if group.kept else "dim strike"),
+            str(group.events),
+            chosen.method,
+            str(chosen.block),
+            f"{chosen.strength:.3g} (x{chosen.multiple:g})",
+            str(chosen.trigger),
+            _lift(effect.lift),
+            _kl(effect),
+            spent,
+        )
+    return table
+
+
+def _print_effect(console: Console, name: str, effect: Effect) -> None:
+    lift = effect.lift
+    console.print(
+        Text(
+            f"{name}: {lift.problems} problems x {effect.samples}: {lift.unsteered:.3f} -> {lift.steered:.3f}, "
+            f"{_lift(lift)}; {effect.steered_steps:.2f} steered steps of a completion, {_kl(effect)} nats per token "
+            "at the others"
+        )
+    )
+    for value, own in effect.by.items():
+        console.print(
+            Text(
+                f"  {value}: {own.problems} problems: {own.unsteered:.3f} -> {own.steered:.3f}, {_lift(own)}"
+            )
+        )
+
+
+def _lift(lift: HeldOutLift) -> str:
+    return f"{lift.lift:+.3f} ({lift.low95:+.3f} … {lift.high95:+.3f})"
+
+
+def _kl(effect: Effect) -> str:
+    return "broken" if effect.kl is None else f"{effect.kl:.2g}"
