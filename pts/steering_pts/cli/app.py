@@ -10,6 +10,7 @@ import typer
 from steering_pts.cli.discover import discover
 from steering_pts.cli.export import export
 from steering_pts.cli.grade import grade
+from steering_pts.cli.import_ import import_
 from steering_pts.cli.inspect import show, status
 from steering_pts.cli.vectors import vectors
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 for command in (discover, status, show, export, grade, vectors):
     app.command()(command)
+app.command("import")(import_)
 
 
 @app.command()
