@@ -12,6 +12,7 @@ from steering_pts.cli.export import export
 from steering_pts.cli.grade import grade
 from steering_pts.cli.import_ import import_
 from steering_pts.cli.inspect import show, status
+from steering_pts.cli.push import push
 from steering_pts.cli.vectors import vectors
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     ),
 )
 
-for command in (discover, status, show, export, grade, vectors):
+for command in (discover, status, show, export, push, grade, vectors):
     app.command()(command)
 app.command("import")(import_)
 

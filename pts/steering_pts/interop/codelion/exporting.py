@@ -112,6 +112,7 @@ class CodelionExport:
 
     def _pivot_rows(self) -> Generator[PivotRow]:
         for found in self._found():
+            is_positive = found.pivot.delta > 0
             values: dict[str, Any] = {
                 "model_id": self._model,
                 "query": found.question,
@@ -121,12 +122,12 @@ class CodelionExport:
                 "prob_before": found.before,
                 "prob_after": found.after,
                 "prob_delta": found.pivot.delta,
-                "is_positive": found.pivot.delta > 0,
+                "is_positive": is_positive,
                 "task_type": self._task,
                 "dataset_item_id": found.pivot.problem_id,
                 "timestamp": self.created.isoformat(),
-                "rejected_token": self.decode(found.other_ids),
-                "rejected_token_id": found.other_ids[0],
+                "rejected_token": self.decode(found.other_ids) if is_positive else None,
+                "rejected_token_id": found.other_ids[0] if is_positive else None,
                 "metadata": found.evidence,
             }
             yield PivotRow(**values) if self.version == 1 else PivotRow2(**values)

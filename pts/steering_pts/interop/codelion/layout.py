@@ -48,7 +48,11 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class PivotRow:
-    """A row of `pts`, version 1."""
+    """A row of `pts`, version 1.
+
+    `rejected_token` is the token in the place of a helpful one. A harmful one has none: readers that train on
+    (`pivot_token`, `rejected_token`) would learn the wrong of the two; the pair stands in `metadata`.
+    """
 
     model_id: str
     query: str
@@ -62,8 +66,8 @@ class PivotRow:
     task_type: str
     dataset_item_id: str
     timestamp: str
-    rejected_token: str
-    rejected_token_id: int
+    rejected_token: str | None
+    rejected_token_id: int | None
     metadata: Evidence
 
 

@@ -180,7 +180,11 @@ def _pivot(number: int, row: PivotFields, mending: Mending) -> Decision | str:
         mending.note("is_positive contradicted prob_delta; it is its sign", number)
     other = None if row.rejected_token is None else TokenText(row.rejected_token, row.rejected_token_id)
     if other is not None and other.text == row.pivot_token:
-        return f"rejected_token is the pivot_token itself ({row.pivot_token!r:.40})"
+        # So some files say that the token was the worse one, which its effect says already.
+        mending.note(
+            "rejected_token was the pivot_token itself; what stood in its place is not known", number
+        )
+        other = None
     missing = [name for name in ("model_id", "query", "task_type") if not getattr(row, name)]
     mending.note_all(f"{' and '.join(missing)} missing", [number] if missing else [])
     return Decision(
