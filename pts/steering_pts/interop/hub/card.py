@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class RunFacts:
             pivots=summary.pivots,
             fdr=settings.get("search.fdr"),
             delta0=settings.get("search.delta0"),
-            imported=str(settings.get("imported", "")),
+            imported=_origin(settings.get("imported")),
             settings=tuple(
                 (name, str(value))
                 for name, value in sorted(settings.items())
@@ -116,6 +117,14 @@ def model_card(
         has_triggers=has_triggers,
     )
     return f"---\n{data.to_yaml()}\n---\n{body}"
+
+
+def _origin(imported: object) -> str:
+    """What an imported run was made of; empty for one that was discovered."""
+    if not isinstance(imported, str):
+        return ""
+    origin = json.loads(imported)
+    return f"{origin['source']} ({origin['layout']})"
 
 
 def _shown(model: str) -> str:
