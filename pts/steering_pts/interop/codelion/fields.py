@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -16,6 +16,7 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Effect = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 SomeText = Annotated[str, Field(min_length=1)]
+_SHOWN_FAULTS: Final = 4  # of one row: a vector may have thousands of bad numbers
 Fields = TypeVar("Fields", bound="CodelionFields")
 
 
@@ -97,9 +98,7 @@ class VectorFields(CodelionFields):
     model_id: str = ""
     pivot_context: SomeText
     steering_vector: Annotated[
-        tuple[Annotated[float, Field(allow_inf_nan=False)], ...],
-        BeforeValidator(_parsed),
-        Field(min_length=1),
+        tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1), BeforeValidator(_parsed)
     ]
     reasoning_pattern: SomeText = "unknown"
     prob_delta: Effect | None = None
@@ -114,7 +113,8 @@ def validated(kind: type[Fields], values: Mapping[str, object]) -> Fields | str:
         return kind.model_validate(present)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc'][:2]))}: {_message(fault)}" for fault in error.errors()]
-        return "; ".join(dict.fromkeys(faults))
+        more = len(faults) - _SHOWN_FAULTS
+        return "; ".join(faults[:_SHOWN_FAULTS]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _without_nulls(value: object) -> object:
