@@ -14,8 +14,8 @@ from steering_pts.cli.options import AsJson, Run
 from steering_pts.cli.run import RunFolder, tokenizer_of
 from steering_pts.errors import InteropError
 from steering_pts.interop.exports import TABLE_LAYOUTS
-from steering_pts.interop.hub.folder import PushFolder, dataset_folder, vectors_folder
-from steering_pts.interop.hub.upload import check_repository, upload
+from steering_pts.interop.hub.folder import dataset_folder, vectors_folder
+from steering_pts.interop.hub.upload import PushFolder, check_repository, upload
 
 WHAT: Final = ("vectors", "gguf", *TABLE_LAYOUTS)
 
@@ -34,14 +34,12 @@ def push(
     ] = False,
     licence: Annotated[str, typer.Option(help="SPDX identifier of the licence.")] = "Apache-2.0",
     private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
-    endpoint: Annotated[
-        str | None, typer.Option(help="Another server with the Hub's protocol; HF_ENDPOINT if not given.")
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write an export with a card (model, data, settings, counts, intervals, limits), and upload it.
 
-    Who is asking is what the Hub's library knows: `hf auth login`, or the variable HF_TOKEN.
+    Who is asking is what the Hub's library knows: `hf auth login`, or the variable HF_TOKEN. HF_ENDPOINT names another
+    server than the Hub.
     """
     check_repository(repository)
     if what not in WHAT:
@@ -58,7 +56,7 @@ def push(
             source = vectors or folder.vectors
             is_gguf = what == "gguf"
             made = vectors_folder(target, source, ledger, licence, as_gguf=is_gguf, with_block_0=with_block_0)
-    address = None if dry_run else upload(made, repository, private=private, endpoint=endpoint)
+    address = None if dry_run else upload(made, repository, private=private)
     if as_json:
         values = {"folder": str(made.path), "kind": made.kind, "uploaded": address}
         sys.stdout.write(json.dumps(values) + "\n")

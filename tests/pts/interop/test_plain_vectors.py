@@ -69,7 +69,7 @@ def test_the_command_writes_a_vector_file_for_the_model(
     assert (vector.metadata.name, vector.metadata.licence) == ("calm-v2", "MIT")
     assert vector.metadata.calibrated_strength[1] == pytest.approx(3 * 32**0.5)
     assert vector.metadata.tokenizer_digest == model.loaded.tokenizer_digest
-    assert model.vectors.load("calm-v2", out).name == "calm-v2"
+    assert model.vectors.load("calm-v2", out).name == "vectors/calm-v2"
 
 
 def test_all_that_is_wrong_with_a_file_is_said_at_once(tmp_path: Path) -> None:

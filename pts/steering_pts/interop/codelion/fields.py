@@ -98,7 +98,9 @@ class VectorFields(CodelionFields):
     model_id: str = ""
     pivot_context: SomeText
     steering_vector: Annotated[
-        tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1), BeforeValidator(_parsed)
+        tuple[Annotated[float, Field(allow_inf_nan=False)], ...],
+        Field(min_length=1),
+        BeforeValidator(_parsed),
     ]
     reasoning_pattern: SomeText = "unknown"
     prob_delta: Effect | None = None

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from steering_engine.vectors.schema import SteeringVector
 from steering_pts.errors import InteropError
 from steering_pts.export import RowTable, lines_of
 from steering_pts.interop.exports import vector_files, write_control_vectors
 from steering_pts.interop.hub.card import dataset_card, model_card
+from steering_pts.interop.hub.upload import PushFolder
 from steering_pts.ledger import LedgerReader
 from steering_pts.ledger.export import write_atomically
 
-Kind = Literal["dataset", "model"]
 DATA_FILE: Final = "data/train.jsonl"
 CARD: Final = "README.md"
 _OWN: Final = (CARD, "data", "*.safetensors", "*.gguf")
@@ -40,19 +39,6 @@ _WHAT: Final = {
     ),
     "gguf": "GGUF control vectors for llama.cpp, repeng and EasySteer, as long as calibrated.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PushFolder:
-    """A folder that can be pushed as it is.
-
-    Attributes:
-        path: Where it is.
-        kind: What kind of repository it becomes.
-    """
-
-    path: Path
-    kind: Kind
 
 
 def dataset_folder(

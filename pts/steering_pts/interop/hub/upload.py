@@ -1,18 +1,31 @@
-"""Uploading a folder to the Hugging Face Hub, or to another server that speaks its protocol."""
+"""Uploading a folder to the Hugging Face Hub, or to the server that HF_ENDPOINT names."""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
 
-import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from steering_pts.errors import InteropError
-from steering_pts.interop.hub.folder import PushFolder
 
+Kind = Literal["dataset", "model"]
 REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+@dataclass(frozen=True, slots=True)
+class PushFolder:
+    """A folder that can be pushed as it is.
+
+    Attributes:
+        path: Where it is.
+        kind: What kind of repository it becomes.
+    """
+
+    path: Path
+    kind: Kind
 
 
 def check_repository(name: str) -> None:
@@ -25,7 +38,7 @@ def check_repository(name: str) -> None:
         raise InteropError(name, ["a repository is named owner/name, of letters, digits, '.', '_' and '-'"])
 
 
-def upload(folder: PushFolder, repository: str, *, private: bool, endpoint: str | None = None) -> str:
+def upload(folder: PushFolder, repository: str, *, private: bool) -> str:
     """Makes the repository where it is not there, and commits the folder to it.
 
     Who is asking is what the Hub's own library knows: the login, or the variable HF_TOKEN.
@@ -34,7 +47,6 @@ def upload(folder: PushFolder, repository: str, *, private: bool, endpoint: str 
         folder: What to upload.
         repository: `owner/name`.
         private: Whether a new repository is private.
-        endpoint: The server; the Hub if None.
 
     Returns:
         The address of the commit.
@@ -43,7 +55,7 @@ def upload(folder: PushFolder, repository: str, *, private: bool, endpoint: str 
         InteropError: The server can't be reached, or refuses it.
     """
     check_repository(repository)
-    api = HfApi(endpoint=endpoint)
+    api = HfApi()
     try:
         api.create_repo(repository, repo_type=folder.kind, private=private, exist_ok=True)
         commit = api.upload_folder(
@@ -52,7 +64,9 @@ def upload(folder: PushFolder, repository: str, *, private: bool, endpoint: str 
             repo_type=folder.kind,
             commit_message="Upload by pts push",
         )
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+    except (
+        Exception
+    ) as error:  # the library raises whatever its HTTP client does, which is not always the same one
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
         raise InteropError(repository, [f"it can't be pushed: {reason:.300}"]) from error
