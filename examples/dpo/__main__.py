@@ -18,7 +18,7 @@ from typing import Any, Final
 from examples.dpo.measuring import Measuring, rate
 from examples.dpo.pairs import completion_pairs, decision_pairs
 from examples.dpo.recipe import ArmOutcome, Plan, difference, run_arm
-from examples.dpo.training import BATCH, BETA, Recipe
+from examples.dpo.training import BATCH, BETA, LEARNING_RATES, LORA_LEARNING_RATES, Recipe
 from steering_engine.alias import resolve_model
 from steering_engine.loading import load_model
 from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
@@ -42,26 +42,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     test = load_problems("demo:test", DataOptions(limit=options.test, shuffle_seed=options.seed))
     source = resolve_model(MODEL)
-    plan = Plan(
-        Recipe(source, options.lora),
-        options.tokens,
-        range(options.trainings),
-        validation,
-        test,
-        options.samples,
-    )
+    rates = options.rates or (LORA_LEARNING_RATES if options.lora else LEARNING_RATES)
     with oracle_for("math", test) as oracle, folder.read() as ledger:
         measuring = Measuring(load_model(source), oracle, _SAMPLER, options.seed)
-        before = measuring.solved(measuring.loaded.model, test, plan.samples)
+        data = {"pivotal pairs": decision_pairs(ledger), "whole completions": completion_pairs(ledger)}
+        before = measuring.solved(measuring.loaded.model, test, options.samples)
         print(f"before: {rate(before):.3f} on {len(test)} held-out problems", flush=True)
-        arms: dict[str, ArmOutcome] = {}
-        for name, pairs in (
-            ("pivotal pairs", decision_pairs(ledger)),
-            ("whole completions", completion_pairs(ledger)),
-        ):
-            print(f"{name}: {len(pairs)} pairs, {options.tokens} training tokens", flush=True)
-            arms[name] = run_arm(plan, measuring, pairs, lambda line: print(line, flush=True))
-    _write(options, folder, plan, before, arms, time.perf_counter() - started)
+        outcomes: dict[int, dict[str, ArmOutcome]] = {}
+        for tokens in options.tokens:
+            plan = Plan(
+                recipe=Recipe(source, options.lora),
+                learning_rates=rates,
+                tokens=tokens,
+                seeds=range(options.trainings),
+                validation=validation,
+                test=test,
+                samples=options.samples,
+            )
+            outcomes[tokens] = {}
+            for name, pairs in data.items():
+                print(f"{name}, {tokens} training tokens of {len(pairs)} pairs", flush=True)
+                outcomes[tokens][name] = run_arm(plan, measuring, pairs, lambda line: print(line, flush=True))
+    report = {
+        "model": MODEL,
+        "run": str(folder.path),
+        "method": {"lora": options.lora, "beta": BETA, "batch": BATCH, "optimiser": "gradient descent"},
+        "trainings": options.trainings,
+        "held_out_problems": len(test),
+        "before": rate(before),
+        "budgets": {str(tokens): _figures(before, arms, options.seed) for tokens, arms in outcomes.items()},
+        "seconds": round(time.perf_counter() - started),
+    }
+    _print(report)
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept = outcomes[max(outcomes)]["pivotal pairs"].model
+    kept.save_pretrained(options.out / "model")
+    measuring.loaded.tokenizer.save_pretrained(options.out / "model")
+    write_atomically(options.out / "report.json", [json.dumps(report, indent=2)])
+    print(
+        f"{options.out / 'model'}: the model of the pivotal pairs; {options.out / 'report.json'}: these figures"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,8 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/dpo"), help="folder for what is made")
     parser.add_argument("--problems", type=int, default=32, help="problems to discover on without a run")
-    parser.add_argument("--tokens", type=int, default=400, help="training tokens of each arm")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=[200, 400],
+        help="training tokens of each arm; several to compare",
+    )
     parser.add_argument("--lora", action="store_true", help="train low-rank adapters instead of all weights")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", help="learning rates that compete on validation problems"
+    )
     parser.add_argument("--trainings", type=int, default=3, help="trainings of each arm and learning rate")
     parser.add_argument("--validation", type=int, default=200, help="validation problems")
     parser.add_argument("--test", type=int, default=400, help="held-out problems")
@@ -99,61 +128,40 @@ def _run(run: Path, out: Path, problems: int, seed: int) -> RunFolder:
     return folder
 
 
-def _write(
-    options: argparse.Namespace,
-    folder: RunFolder,
-    plan: Plan,
-    before: dict[str, list[bool]],
-    arms: dict[str, ArmOutcome],
-    seconds: float,
-) -> None:
-    """Prints the comparison, and writes it with the model of the pivotal pairs beside it."""
-    report: dict[str, Any] = {
-        "model": MODEL,
-        "run": str(folder.path),
-        "method": {"lora": options.lora, "beta": BETA, "batch": BATCH, "optimiser": "gradient descent"},
-        "trainings": options.trainings,
-        "held_out_problems": len(plan.test),
-        "before": rate(before),
-        "arms": {},
-        "seconds": round(seconds),
-    }
-    print(f"\n{'':18} {'tokens':>7} {'in loss':>8} {'rate':>6} {'success':>8}  change (95 % over problems)")
-    print(f"{'before':18} {'':>7} {'':>8} {'':>6} {rate(before):8.3f}")
-    for name, arm in arms.items():
-        change = difference(before, arm.solved, options.seed)
-        print(
-            f"{name:18} {arm.tokens:7.0f} {arm.answer_tokens:8.0f} {arm.learning_rate:6g} {arm.success:8.3f}  "
-            f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
-        )
-        report["arms"][name] = {
-            "pairs": arm.pairs,
-            "tokens": arm.tokens,
-            "answer_tokens": arm.answer_tokens,
-            "learning_rate": arm.learning_rate,
-            "validation": {f"{rate_:g}": value for rate_, value in arm.validation.items()},
-            "success": arm.success,
-            "change": change._asdict(),
-        }
+def _figures(before: dict[str, list[bool]], arms: dict[str, ArmOutcome], seed: int) -> dict[str, Any]:
+    """What both arms came to with the same training tokens, and the difference between them."""
     pivotal, whole = arms.values()
-    between = difference(whole.solved, pivotal.solved, options.seed)
-    report["pivotal_over_whole"] = between._asdict()
-    print(
-        f"pivotal pairs over whole completions: {between.value:+.3f} ({between.low:+.3f} to {between.high:+.3f})"
-    )
-    options.out.mkdir(parents=True, exist_ok=True)
-    pivotal.model.save_pretrained(options.out / "model")
-    _save_tokenizer(plan.recipe.source, options.out / "model")
-    write_atomically(options.out / "report.json", [json.dumps(report, indent=2)])
-    print(
-        f"{options.out / 'model'}: the model of the pivotal pairs; {options.out / 'report.json'}: these figures"
-    )
+    return {
+        "arms": {
+            name: {
+                "pairs": arm.pairs,
+                "tokens": arm.tokens,
+                "answer_tokens": arm.answer_tokens,
+                "learning_rate": arm.learning_rate,
+                "validation": {f"{rate_:g}": value for rate_, value in arm.validation.items()},
+                "success": arm.success,
+                "change": difference(before, arm.solved, seed)._asdict(),
+            }
+            for name, arm in arms.items()
+        },
+        "pivotal_over_whole": difference(whole.solved, pivotal.solved, seed)._asdict(),
+    }
 
 
-def _save_tokenizer(source: str, folder: Path) -> None:
-    from transformers import AutoTokenizer  # noqa: PLC0415 -- its import takes seconds, and the help needs it not
+def _print(report: dict[str, Any]) -> None:
+    print(f"\n{'':18} {'tokens':>7} {'in loss':>8} {'rate':>6} {'success':>8}  change (95 % over problems)")
+    print(f"{'before':18} {'':>7} {'':>8} {'':>6} {report['before']:8.3f}")
+    for budget in report["budgets"].values():
+        for name, arm in budget["arms"].items():
+            print(
+                f"{name:18} {arm['tokens']:7.0f} {arm['answer_tokens']:8.0f} {arm['learning_rate']:6g} "
+                f"{arm['success']:8.3f}  {_interval(arm['change'])}"
+            )
+        print(f"{'  difference':42} {'':8}  {_interval(budget['pivotal_over_whole'])}")
 
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+
+def _interval(estimate: dict[str, float]) -> str:
+    return f"{estimate['value']:+.3f} ({estimate['low']:+.3f} to {estimate['high']:+.3f})"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ class Plan:
 
     Attributes:
         recipe: How models are fine-tuned.
+        learning_rates: Those that compete on validation problems.
         tokens: Training tokens of each arm.
         seeds: Trainings of each arm, which differ in the pairs that come first.
         validation: Problems on which each arm's learning rate is chosen.
@@ -30,6 +31,7 @@ class Plan:
     """
 
     recipe: Recipe
+    learning_rates: Sequence[float]
     tokens: int
     seeds: Sequence[int]
     validation: Sequence[Problem]
@@ -70,7 +72,7 @@ def run_arm(plan: Plan, measuring: Measuring, pairs: Sequence[Pair], say: Say) -
     data = {seed: up_to(pairs, plan.tokens, seed) for seed in plan.seeds}
     trained: dict[tuple[float, int], FineTuned] = {}
     validation: dict[float, float] = {}
-    for learning_rate in plan.recipe.learning_rates:
+    for learning_rate in plan.learning_rates:
         rates = []
         for seed in plan.seeds:
             tuned = fine_tune(plan.recipe, data[seed], learning_rate, seed)

@@ -21,6 +21,8 @@ from steering_pts.interop.pair_trainer import PairTrainer
 
 BETA: Final = 0.1
 BATCH: Final = 4
+LEARNING_RATES: Final = (0.05, 0.1, 0.2, 0.4)
+LORA_LEARNING_RATES: Final = (1.0, 2.0, 4.0, 8.0)
 _RANK: Final = 8
 
 
@@ -35,11 +37,6 @@ class Recipe:
 
     source: str
     lora: bool
-
-    @property
-    def learning_rates(self) -> tuple[float, ...]:
-        """Those that compete on validation problems."""
-        return (1.0, 2.0, 4.0, 8.0) if self.lora else (0.05, 0.1, 0.2, 0.4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
