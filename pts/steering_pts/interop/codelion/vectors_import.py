@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 
@@ -15,9 +16,11 @@ from steering_pts.interop.codelion.reading import ForeignVector
 from steering_pts.interop.mending import Mending
 from steering_pts.interop.model_vectors import foreign_vector, vector_name
 from steering_pts.interop.recovery import Recovery
-from steering_pts.vectors.events import MIN_SHARED_CONTEXT, shared_suffix
+from steering_pts.vectors.events import shared_suffix
 
-DEFAULT_MIN_MATCH = 4
+_LEAST_SHARED: Final = 2
+"""A trigger on the one token that all contexts end with would fire almost anywhere."""
+DEFAULT_MIN_MATCH: Final = 4
 """Shortest match of a context where a group's contexts have no end in common; AutoThink's shortest is the same."""
 
 
@@ -75,7 +78,7 @@ def vectors_of(
                 description=f"mean of {len(members)} rows of {source}"[:1000],
                 licence=licence,
                 contexts=contexts,
-                min_match=shared if shared >= MIN_SHARED_CONTEXT else min(DEFAULT_MIN_MATCH, shortest),
+                min_match=shared if shared >= _LEAST_SHARED else min(DEFAULT_MIN_MATCH, shortest),
                 event_count=len(members),
             )
         )
