@@ -296,7 +296,7 @@ def test_rows_of_a_cluster_become_one_vector_of_which_harmful_ones_are_subtracte
     rows = [
         vector_row(basis(0, 4.0), cluster_id=0),
         vector_row(basis(1, 4.0), cluster_id=0, prob_delta=-0.5, pivot_context=CONTEXT + "n't"),
-        vector_row(json.dumps(basis(2)), cluster_id=1, reasoning_pattern="exploration"),
+        vector_row([], steering_vector=json.dumps(basis(2)), cluster_id=1, reasoning_pattern="exploration"),
     ]
     file = write(tmp_path / "rows.jsonl", rows)
     out = tmp_path / "vectors"
