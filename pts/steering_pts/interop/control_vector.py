@@ -2,9 +2,9 @@
 
 A file holds `direction.{layer}` float32 `[hidden]`, and says `general.architecture = controlvector`,
 `controlvector.model_hint` (the model's architecture) and `controlvector.layer_count` (how many directions there are).
-All three readers add direction l, times a strength, to the output of decoder block l, counted from 0: a layer here is
-a block of ours. repeng and EasySteer read layer 0 too; llama.cpp refuses a whole file with a `direction.0`, with
-another tensor besides, or with anything but float32.
+repeng and llama.cpp add direction l, times a strength, to the output of decoder block l, counted from 0: a layer here
+is a block of ours. repeng reads layer 0 too; llama.cpp refuses a whole file with a `direction.0`, with another tensor
+besides, or with anything but float32.
 
 The format has no place for when to act: readers steer every token.
 """
@@ -67,7 +67,7 @@ def control_vector(
         instead = f"keep the other blocks alone ({_flags(others)}), or " if others else ""
         fault = (
             f"it has a direction at block 0, with which llama.cpp refuses the whole file; {instead}pass "
-            "--with-block-0 for repeng and EasySteer, which read it"
+            "--with-block-0 for repeng, which reads it"
         )
         raise InteropError(name, [fault])
     strength = vector.metadata.calibrated_strength

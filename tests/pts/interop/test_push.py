@@ -136,6 +136,17 @@ def test_a_server_that_refuses_is_told_in_one_sentence(tmp_path: Path) -> None:
     assert "\n" not in said
 
 
+def test_a_server_that_is_not_there_is_told_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("It.", encoding="utf-8")
+    with fake_hub() as hub:
+        pass
+
+    said = uploaded(hub, tmp_path, "model")
+
+    assert said.startswith("me/pivots: it can't be pushed: ")
+    assert "\n" not in said
+
+
 def test_a_folder_is_written_anew_but_never_one_with_other_files(
     finished_run: RunFolder, tmp_path: Path
 ) -> None:
