@@ -110,7 +110,10 @@ class VectorFields(CodelionFields):
 
 def validated(kind: type[Fields], values: Mapping[str, object]) -> Fields | str:
     """The fields of a row, or everything that is wrong with them in one sentence."""
-    present = {name: _without_nulls(value) for name, value in values.items() if value is not None}
+    # CSV has no null: an empty cell is what it has of one.
+    present = {
+        name: _without_nulls(value) for name, value in values.items() if value is not None and value != ""
+    }
     try:
         return kind.model_validate(present)
     except ValidationError as error:
