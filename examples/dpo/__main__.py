@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with oracle_for("math", test) as oracle, folder.read() as ledger:
         measuring = Measuring(load_model(source), oracle, _SAMPLER, options.seed)
         data = {"pivotal pairs": decision_pairs(ledger), "whole completions": completion_pairs(ledger)}
+        if lacking := [name for name, pairs in data.items() if not pairs]:
+            raise SystemExit(f"{folder.path} has no {lacking[0]}; discover on more problems (--problems)")
         before = measuring.solved(measuring.loaded.model, test, options.samples)
         print(f"before: {rate(before):.3f} on {len(test)} held-out problems", flush=True)
         outcomes: dict[int, dict[str, ArmOutcome]] = {}
