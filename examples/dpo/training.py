@@ -22,7 +22,7 @@ from steering_pts.interop.pair_trainer import PairTrainer
 BETA: Final = 0.1
 BATCH: Final = 4
 LEARNING_RATES: Final = (0.05, 0.1, 0.2, 0.4)
-LORA_LEARNING_RATES: Final = (1.0, 2.0, 4.0, 8.0)
+LORA_LEARNING_RATES: Final = (4.0, 8.0, 16.0, 32.0, 64.0)
 _RANK: Final = 8
 
 
