@@ -17,10 +17,11 @@ LIMIT ?= 32
 PORT ?= 50051
 DISCOVER_OPTIONS ?=
 VECTORS_OPTIONS ?=
+DPO_OPTIONS ?=
 SERVE_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto model vectors serve demo test lint type bench check clean
+.PHONY: help setup proto model vectors serve demo dpo test lint type bench check clean
 
 help: ## Explain the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -52,6 +53,9 @@ serve: $(SETUP) ## Serve a model with its vectors: MODEL=… [VECTORS=… PORT=�
 
 demo: $(SETUP) ## The whole way on the bundled model: discover, make vectors, serve, steer, measure.
 	$(BIN)/pts demo
+
+dpo: $(SETUP) ## Fine-tune the bundled model on its own pivotal pairs, beside whole completions.
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.dpo $(DPO_OPTIONS)
 
 # A process for each core, each with one thread: small models gain nothing from more. What a file shares stays in one.
 test: $(SETUP) lint type ## Lint, check types and run all tests.

@@ -2,6 +2,7 @@
 
     PtsError
     ├── DataError                  a data set that can't be used; `.problems` lists every bad row
+    │   └── InteropError           a file of another tool that can't be used, or made
     ├── OracleError                no oracle fits, an unknown oracle, or settings it can't use
     ├── LedgerError                a run's file that can't be opened, read or written
     │   ├── LedgerLockedError      another process is writing to it; `.process` is its id
@@ -46,6 +47,10 @@ class DataError(PtsError):
         lines = [*shown, f"and {more} more"] if more else [*shown]
         separator = "\n  " if len(lines) > 1 else " "
         super().__init__(f"{source}:{separator}" + "\n  ".join(lines))
+
+
+class InteropError(DataError):
+    """A file of another tool that can't be used, or one that can't be made for it; `.problems` lists why."""
 
 
 class OracleError(PtsError):

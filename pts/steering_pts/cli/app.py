@@ -12,7 +12,9 @@ from steering_pts.cli.discover import discover
 from steering_pts.cli.evaluate import evaluate
 from steering_pts.cli.export import export
 from steering_pts.cli.grade import grade
+from steering_pts.cli.import_ import import_
 from steering_pts.cli.inspect import inspect
+from steering_pts.cli.push import push
 from steering_pts.cli.report import report
 from steering_pts.cli.show import show, status
 from steering_pts.cli.vectors import vectors
@@ -31,8 +33,9 @@ app = typer.Typer(
     ),
 )
 
-for command in (discover, status, show, export, grade, vectors, report, inspect, evaluate, calibrate):
+for command in (discover, status, show, export, push, grade, vectors, calibrate, evaluate, report, inspect):
     app.command()(command)
+app.command("import")(import_)
 
 
 @app.command()

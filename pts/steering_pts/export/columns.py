@@ -54,6 +54,14 @@ def rows_of(records: Iterable[Any]) -> Generator[Row]:
         yield row_of(record)
 
 
+def nested_table(record: type, records: Iterable[Any]) -> RowTable:
+    """A table with a column for each field; dataclasses inside a record stay whole, as objects in their column."""
+    hints = get_type_hints(record)
+    names = [field.name for field in dataclasses.fields(record)]
+    rows = ({name: _plain(getattr(one, name)) for name in names} for one in records)
+    return RowTable(tuple(Column(name, hints[name]) for name in names), rows)
+
+
 def optional(columns: Iterable[Column], prefix: str = "") -> tuple[Column, ...]:
     """The same columns, which may be empty now, with a prefix to their names."""
     return tuple(Column(f"{prefix}{column.name}", column.type | None) for column in columns)

@@ -1,0 +1,1 @@
+"""Fine-tuning on pivotal pairs: what a run found, as training data for TRL."""
