@@ -39,12 +39,12 @@ def _table(result: CalibrationResult) -> Table:
         table.add_column(name, overflow="fold")
     for group in result.groups:
         chosen, effect = group.chosen, group.effect
-        name = Text(group.name, style="" if group.kept else "dim strike")
+        label = Text(group.name, style="" if group.kept else "dim strike")
         spent = f"{group.rollouts:,} of {group.grid_rollouts:,}"
         if chosen is None or effect is None:
-            table.add_row(name, "none", "", "", spent)
+            table.add_row(label, "none", "", "", spent)
         else:
-            table.add_row(name, str(chosen), _lift(effect.lift), _kl(effect), spent)
+            table.add_row(label, str(chosen), _lift(effect.lift), _kl(effect), spent)
     return table
 
 
