@@ -35,28 +35,16 @@ def print_calibration(result: CalibrationResult, written: Mapping[str, Path], *,
 
 def _table(result: CalibrationResult) -> Table:
     table = Table(title="calibration", title_justify="left")
-    for name in ("group", "pivots", "method", "block", "strength", "trigger"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("lift on problems kept back (95 %)", no_wrap=True)
-    for name in ("KL/token", "rollouts"):
-        table.add_column(name, no_wrap=True, justify="right")
+    for name in ("group", "setting", "lift on problems kept back (95 %)", "KL/token", "rollouts"):
+        table.add_column(name, overflow="fold")
     for group in result.groups:
         chosen, effect = group.chosen, group.effect
+        label = Text(group.name, style="" if group.kept else "dim strike")
         spent = f"{group.rollouts:,} of {group.grid_rollouts:,}"
         if chosen is None or effect is None:
-            table.add_row(group.name, str(group.events), "none", "", "", "", "", "", spent)
-            continue
-        table.add_row(
-            Text(group.name, style="" if group.kept else "dim strike"),
-            str(group.events),
-            chosen.method,
-            str(chosen.block),
-            f"{chosen.strength:.3g} (x{chosen.multiple:g})",
-            str(chosen.trigger),
-            _lift(effect.lift),
-            _kl(effect),
-            spent,
-        )
+            table.add_row(label, "none", "", "", spent)
+        else:
+            table.add_row(label, str(chosen), _lift(effect.lift), _kl(effect), spent)
     return table
 
 
