@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from steering_pts.calibration.options import CalibrationOptions
 from steering_pts.demo.run import DemoOptions, run_demo
 from steering_pts.vectors.methods import METHODS
+from steering_pts.vectors.options import VectorOptions
 
 TEST_PROBLEMS = 120
 
@@ -22,7 +24,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("steering_pts.demo.run._VALIDATION_PROBLEMS", 100)
-        patch.setattr("steering_pts.vectors.selection._FIRST_ROUND", 24)
+        patch.setattr("steering_pts.demo.run._VECTORS", VectorOptions(methods=("optimised",), blocks=(1, 3)))
+        options = CalibrationOptions((0.5, 1.0), ("context", "probe"), by="form")
+        patch.setattr("steering_pts.demo.run._CALIBRATION", options)
+        patch.setattr("steering_pts.demo.run._RANDOM_VECTORS", 3)
         run_demo(DemoOptions(folder, problems=20, test_problems=TEST_PROBLEMS, seed=0))
     return folder
 
@@ -37,14 +42,20 @@ def test_the_report_has_the_keys_that_tools_read(report: dict[str, Any]) -> None
     assert set(report) == {
         *("model", "problems", "completions", "rollouts", "tokens_generated", "pivots", "vectors"),
         *("unsteered", "steered", "every_step", "random", "lift", "lift_ci95", "seconds"),
+        *("forms", "permutation_p", "kl_unsteered_steps", "steered_steps_mean", "strength_0_identical"),
+        *("probe", "calibration"),
     }
     for pivot in report["pivots"]:
         assert set(pivot) == {"kind", "position", "token", "delta", "ci", "p"}
     for vector in report["vectors"]:
-        assert set(vector) == {"name", "method", "layer", "strength"}
+        assert set(vector) == {"name", "method", "layer", "strength", "trigger"}
     for arm in ("unsteered", "steered", "every_step"):
         assert set(report[arm]) == {"n", "success"}
     assert set(report["random"]) >= {"n", "success_mean", "success_max"}
+    assert set(report["probe"]) == {"auc", "precision", "recall"}
+    assert set(report["calibration"]) == {"rollouts", "grid_rollouts", "chosen", "best_of_grid"}
+    for form in report["forms"].values():
+        assert set(form) == {"n", "unsteered", "steered"}
 
 
 def test_what_was_run_is_told(report: dict[str, Any]) -> None:
@@ -53,7 +64,10 @@ def test_what_was_run_is_told(report: dict[str, Any]) -> None:
     assert report["completions"] == 20 * 8
     assert report["rollouts"] > 500
     assert report["tokens_generated"] > report["rollouts"]
-    assert {report[arm]["n"] for arm in ("unsteered", "steered", "every_step", "random")} == {TEST_PROBLEMS}
+    assert {report[arm]["n"] for arm in ("unsteered", "steered")} == {4 * TEST_PROBLEMS}
+    assert {report[arm]["n"] for arm in ("every_step", "random")} == {TEST_PROBLEMS}
+    assert sum(form["n"] for form in report["forms"].values()) == TEST_PROBLEMS
+    assert report["calibration"]["rollouts"] < 0.35 * report["calibration"]["grid_rollouts"]
     assert report["seconds"] > 0
 
 
@@ -91,6 +105,22 @@ def test_steering_at_pivots_helps_on_problems_that_nothing_was_made_from(report:
     assert report["lift"] == pytest.approx(report["steered"]["success"] - report["unsteered"]["success"])
 
 
+def test_steering_touches_few_steps_and_no_others(report: dict[str, Any]) -> None:
+    assert 0 < report["steered_steps_mean"] <= 3
+    assert 0 <= report["kl_unsteered_steps"] <= 0.02
+    assert report["strength_0_identical"] is True
+
+
+def test_a_probe_tells_pivotal_steps_of_problems_never_seen(report: dict[str, Any]) -> None:
+    assert report["probe"]["precision"] > 0.9
+    assert report["probe"]["recall"] > 0.9
+
+
+def test_a_page_about_the_run_is_written(folder: Path) -> None:
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(f">{title}<" in page for title in ("Calibration", "Evaluation", "Vectors"))
+
+
 def test_random_vectors_of_the_same_norm_at_the_same_positions_do_not(report: dict[str, Any]) -> None:
     random = report["random"]
 
@@ -99,8 +129,8 @@ def test_random_vectors_of_the_same_norm_at_the_same_positions_do_not(report: di
 
 def test_success_rates_are_shares_of_the_problems(report: dict[str, Any]) -> None:
     for arm in ("unsteered", "steered", "every_step"):
-        solved = report[arm]["success"] * TEST_PROBLEMS
-        assert 0 <= solved <= TEST_PROBLEMS
+        solved = report[arm]["success"] * report[arm]["n"]
+        assert 0 <= solved <= report[arm]["n"]
         assert solved == pytest.approx(round(solved))
 
 

@@ -253,16 +253,20 @@ def test_problems_of_the_run_are_no_validation(pts: Pts, run: RunFolder, tmp_pat
 
     error = pts("vectors", str(run.path), "--validation", str(validation)).error()
 
-    assert error == f"{validation}: 2 problems are those of the run; use problems that it never saw"
+    assert error == (
+        f"data sets that overlap: {validation}: 2 problems are those of the run; use problems that it never saw"
+    )
     assert not run.vectors.exists()
 
 
-def test_one_validation_problem_is_too_few(pts: Pts, run: RunFolder, tmp_path: Path) -> None:
-    validation = write_problems(tmp_path / "validation.jsonl", 1, first=50)
+def test_a_few_validation_problems_are_too_few(pts: Pts, run: RunFolder, tmp_path: Path) -> None:
+    validation = write_problems(tmp_path / "validation.jsonl", 3, first=50)
 
     error = pts("vectors", str(run.path), "--validation", str(validation)).error()
 
-    assert error == f"{validation}: it holds 1 problem; choosing needs at least 2, better 100 or more"
+    assert error == (
+        "calibration: there are 3 validation problems; at least 4 are needed, better 100 or more"
+    )
     assert not run.vectors.exists()
 
 
@@ -393,7 +397,7 @@ def test_vectors_prints_one_json_object_and_writes_what_it_says(pts: Pts, run: R
     report = json.loads(ended.out)
     assert (ended.code, ended.err) == (0, "")
     (vector,), (group,) = report["vectors"], report["candidates"]
-    assert (vector["name"], vector["block"], vector["lift"]) == ("pivot-1", 1, None)
+    assert (vector["name"], vector["block"]) == ("pivot-1", 1)
     assert Path(vector["path"]).is_file()
     assert (group["name"], group["events"]) == ("pivot-1", vector["events"])
     assert all(Path(path).is_file() for path in group["files"].values())
@@ -412,8 +416,10 @@ def test_vectors_chosen_on_validation_problems_use_what_room_the_context_leaves(
         "vectors", str(run.path), "--validation", str(validation), "--block", "1", "--method", "pca", "--json"
     )
 
-    report = json.loads(ended.out)
-    assert len(report["vectors"]) + len(report["left_out"]) == 1
+    calibration = json.loads(ended.out)["calibration"]
+    assert [group["name"] for group in calibration["groups"]] == ["pivot-1"]
+    assert set(calibration["files"]) == {path.stem for path in run.vectors.glob("*")}
+    assert json.loads((run.path / "calibration.json").read_bytes())["groups"] == calibration["groups"]
 
 
 def test_vectors_is_a_table_for_people(pts: Pts, run: RunFolder) -> None:
@@ -421,7 +427,7 @@ def test_vectors_is_a_table_for_people(pts: Pts, run: RunFolder) -> None:
 
     assert "pivot-1" in ended.out
     assert "split-half reliability" in ended.out
-    assert "not measured" in ended.out
+    assert "not calibrated" in ended.out
 
 
 def test_a_run_without_vectors_says_why(pts: Pts, run: RunFolder) -> None:
@@ -451,7 +457,7 @@ def interruption(ending_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("interrupted")
     data = write_problems(folder / "problems.jsonl", 12)
     arguments = discover_arguments(folder / "run", ending_folder, data, "--oracle", SLOW_ORACLE)
-    with pts_process(*arguments) as process:
+    with pts_process(*arguments, oracle_seconds=0.05) as process:
         wait_for_rollouts(folder / "run", process)
         os.killpg(process.pid, signal.SIGSTOP)  # else it could be done before the second one has even started
         second = run_pts(*arguments)

@@ -86,8 +86,11 @@ def discover_arguments(run: Path, model: Path, problems: Path, *more: str) -> li
 
 
 @contextmanager
-def pts_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """The command `pts` in a process and a process group of its own, killed at the end if it still runs."""
+def pts_process(*arguments: str, oracle_seconds: float = 0.005) -> Iterator[subprocess.Popen[str]]:
+    """The command `pts` in a process and a process group of its own, killed at the end if it still runs.
+
+    A verdict of the slow oracle takes `oracle_seconds`.
+    """
     path = os.pathsep.join(filter(None, (".", os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "pts"), *arguments],
@@ -96,7 +99,12 @@ def pts_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         text=True,
         start_new_session=True,
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "PTS_TEST_ORACLE_SECONDS": "0.005"},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": path,
+            "PTS_TEST_ORACLE_SECONDS": str(oracle_seconds),
+        },
     )
     try:
         yield process

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,8 +19,7 @@ from steering_pts.calibration.results import CalibrationResult, Effect
 def print_calibration(result: CalibrationResult, written: Mapping[str, Path], *, as_json: bool) -> None:
     """The setting of each group and what it did, or why it gets no file."""
     if as_json:
-        values = {**result.as_json(), "files": {name: str(path) for name, path in written.items()}}
-        sys.stdout.write(json.dumps(values) + "\n")
+        sys.stdout.write(json.dumps(calibration_values(result, written)) + "\n")
         return
     console = Console()
     console.print(_table(result))
@@ -31,6 +31,11 @@ def print_calibration(result: CalibrationResult, written: Mapping[str, Path], *,
             _print_effect(console, name, effect)
     if not written:
         console.print("no vector files: nothing helped for certain")
+
+
+def calibration_values(result: CalibrationResult, written: Mapping[str, Path]) -> dict[str, Any]:
+    """A calibration for programs."""
+    return {**result.as_json(), "files": {name: str(path) for name, path in written.items()}}
 
 
 def _table(result: CalibrationResult) -> Table:

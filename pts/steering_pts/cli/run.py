@@ -81,6 +81,21 @@ class RunFolder:
         """The folder of vector files, which a server can be pointed at."""
         return self.path / "vectors"
 
+    @property
+    def evaluation(self) -> Path:
+        """What an evaluation came to."""
+        return self.path / "evaluation.json"
+
+    @property
+    def evaluated(self) -> Path:
+        """The folder of an evaluation's completions and plots."""
+        return self.path / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
     def clear(self) -> None:
         """Removes the files of the run, and nothing else that may be in the folder.
 
@@ -91,11 +106,12 @@ class RunFolder:
         try:
             ledger = [self.ledger.with_name(self.ledger.name + suffix) for suffix in ("", "-wal", "-shm")]
             calibration = CalibrationFiles(self.path)
-            for path in (*ledger, self.pivots, self.activations, calibration.log, calibration.result):
+            results = (calibration.log, calibration.result, self.evaluation, self.report)
+            for path in (*ledger, self.pivots, self.activations, *results):
                 path.unlink(missing_ok=True)
             for unfinished in self.path.glob(f".{self.activations.name}.*"):
                 unfinished.unlink(missing_ok=True)
-            for folder in (self.candidates, self.vectors):
+            for folder in (self.candidates, self.vectors, self.evaluated):
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             lock.release()

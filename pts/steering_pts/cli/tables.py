@@ -129,56 +129,55 @@ def print_completions(
 
 
 def print_vectors(report: VectorReport, *, as_json: bool) -> None:
-    """The candidates, the vector files that were written, and what was left out."""
+    """The candidates, the vector files that were written of them as they are, and what was left out."""
     if as_json:
-        vectors = [
-            {
-                **{f.name: getattr(made, f.name) for f in dataclasses.fields(made)},
-                "path": str(made.path),
-                "lift": None if made.lift is None else made.lift.model_dump(),
-            }
-            for made in report.vectors
-        ]
-        candidates = [
-            {
-                "name": group.name,
-                "events": group.events,
-                "min_match": group.min_match,
-                "files": {method: str(path) for method, path in group.files.items()},
-                "strengths": {method: one.calibrated_strength for method, one in group.metadata.items()},
-                "reliability": {method: one.split_half_cosine for method, one in group.metadata.items()},
-            }
-            for group in report.candidates
-        ]
-        values = {"vectors": vectors, "candidates": candidates, "left_out": report.left_out}
+        vectors = [{**dataclasses.asdict(made), "path": str(made.path)} for made in report.vectors]
+        values = {
+            "vectors": vectors,
+            "candidates": candidate_values(report.candidates),
+            "left_out": report.left_out,
+        }
         sys.stdout.write(json.dumps(values) + "\n")
         return
     console = Console()
-    if report.candidates:
-        console.print(_candidate_table(report.candidates))
+    print_candidates(report.candidates)
     if report.vectors:
-        table = Table(title="vectors", title_justify="left")
-        for name in ("name", "method", "block", "strength", "pivots", "validation lift (95 %)"):
+        table = Table(
+            title="vectors, not calibrated",
+            title_justify="left",
+            caption="`pts calibrate` chooses method, block, strength and trigger on validation problems",
+            caption_justify="left",
+        )
+        for name in ("name", "method", "block", "strength", "pivots"):
             table.add_column(name, no_wrap=True)
         for made in report.vectors:
-            lift = made.lift
-            table.add_row(
-                made.name,
-                made.method,
-                str(made.block),
-                f"{made.strength:.3g}",
-                str(made.events),
-                "not measured"
-                if lift is None
-                else f"{lift.lift:+.3f} ({lift.low95:+.3f} … {lift.high95:+.3f})",
-            )
+            table.add_row(made.name, made.method, str(made.block), f"{made.strength:.3g}", str(made.events))
         console.print(table)
     else:
-        console.print(
-            "no vectors: nothing was confirmed often enough, or nothing helped on the validation problems"
-        )
+        console.print("no vectors: nothing was confirmed often enough")
     for sentence in report.left_out:
         console.print(Text(f"left out: {sentence}"))
+
+
+def candidate_values(groups: Sequence[Candidates]) -> list[dict[str, Any]]:
+    """The candidates for programs."""
+    return [
+        {
+            "name": group.name,
+            "events": group.events,
+            "min_match": group.min_match,
+            "files": {method: str(path) for method, path in group.files.items()},
+            "strengths": {method: one.calibrated_strength for method, one in group.metadata.items()},
+            "reliability": {method: one.split_half_cosine for method, one in group.metadata.items()},
+        }
+        for group in groups
+    ]
+
+
+def print_candidates(groups: Sequence[Candidates]) -> None:
+    """The candidates for people; nothing where there are none."""
+    if groups:
+        Console().print(_candidate_table(groups))
 
 
 def _candidate_table(groups: Sequence[Candidates]) -> Table:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Annotated, cast
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
+from steering_pts.calibration.calibrating import check_problems
+from steering_pts.calibration.options import CalibrationOptions
+from steering_pts.calibration.run import calibrate_into
+from steering_pts.cli.calibrate import check_apart
+from steering_pts.cli.calibration_tables import calibration_values, print_calibration
 from steering_pts.cli.data_options import (
     AnswerField,
     DataFormat,
@@ -17,26 +26,28 @@ from steering_pts.cli.data_options import (
     Where,
     data_options,
 )
+from steering_pts.cli.measuring import OwnOptions, measuring
 from steering_pts.cli.options import AsJson, Device, Run
-from steering_pts.cli.run import ModelChoice, RunFolder, oracle_of, rollouts, sampler_of, setting
-from steering_pts.cli.tables import print_vectors
+from steering_pts.cli.run import ModelChoice, RunFolder, rollouts, sampler_of, setting
+from steering_pts.cli.tables import candidate_values, print_candidates, print_vectors
 from steering_pts.data import load_problems
-from steering_pts.errors import DataError, SearchError
+from steering_pts.errors import SearchError
 from steering_pts.progress import RunProgress
-from steering_pts.prompts import encode_prompts
 from steering_pts.vectors.grouping import GroupBy
 from steering_pts.vectors.methods import METHODS
 from steering_pts.vectors.options import VectorOptions
-from steering_pts.vectors.pipeline import make_vectors
+from steering_pts.vectors.pipeline import VectorReport, make_candidates, make_vectors
 from steering_pts.vectors.reading import MEMORY_BYTES
 from steering_pts.vectors.recording import RecordingOptions
-from steering_pts.vectors.selection import Validation
 
 
 def vectors(
     run: Run,
     validation: Annotated[
-        str | None, typer.Option(help="Data set on which method, block and strength are chosen.")
+        str | None,
+        typer.Option(
+            help="Data set on which method, block, strength and trigger are chosen, as pts calibrate does."
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "validation",
     format: DataFormat = None,
@@ -46,8 +57,12 @@ def vectors(
     where: Where = None,
     ids: IdsFile = None,
     skip_bad_rows: SkipBadRows = False,
-    limit: Annotated[int, typer.Option(help="Validation problems at most.", min=2)] = 200,
+    limit: Annotated[int, typer.Option(help="Validation problems at most.", min=4)] = 200,
     shuffle_seed: ShuffleSeed = 0,
+    by: Annotated[
+        str,
+        typer.Option(help="Field of the validation set whose values must not be harmed, and are reported."),
+    ] = "",
     method: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; all if not given. Repeatable.")
     ] = None,
@@ -94,6 +109,7 @@ def vectors(
         skip_bad_rows=skip_bad_rows,
     )
     folder = RunFolder(run)
+    progress = RunProgress(quiet=as_json)
     with folder.read() as ledger:
         folder.require_pivots()
         if (unit := setting(ledger, "search.unit", str)) != "token":
@@ -101,25 +117,31 @@ def vectors(
                 f"{run}: vectors act at a token; this run searched for a pivotal {unit}. "
                 "Make one with `pts discover --unit token`"
             )
-        problems = load_problems(validation, validation_options) if validation is not None else []
-        if overlap := {p.id for p in problems} & {p.id for p in ledger.problems()}:
-            raise DataError(
-                str(validation),
-                [f"{len(overlap)} problems are those of the run; use problems that it never saw"],
-            )
-        if len(problems) == 1:
-            raise DataError(
-                str(validation), ["it holds 1 problem; choosing needs at least 2, better 100 or more"]
-            )
-        choice = ModelChoice(setting(ledger, "model", str), device, setting(ledger, "dtype", str))
-        sampler = sampler_of(ledger)
-        progress = RunProgress(quiet=as_json)
-        with (
-            oracle_of(ledger, problems) as judge,
-            rollouts(choice, sampler) as (model, source),
-        ):
-            prompts = encode_prompts(model, problems, raw=setting(ledger, "raw", bool))
-            seed = setting(ledger, "seed", int)
-            measure = Validation(model, source, judge, problems, prompts, sampler, seed, progress)
-            report = make_vectors(ledger, measure, folder.vectors, options, progress)
-    print_vectors(report, as_json=as_json)
+        if validation is None:
+            choice = ModelChoice(setting(ledger, "model", str), device, setting(ledger, "dtype", str))
+            with rollouts(choice, sampler_of(ledger)) as (model, _):
+                report = make_vectors(ledger, model.loaded, folder.vectors, options, progress)
+            print_vectors(report, as_json=as_json)
+            return
+        problems = load_problems(validation, validation_options)
+        check_apart(folder, (validation, problems))
+        calibration = CalibrationOptions(triggers=("context", "probe", "similarity"), by=by)
+        check_problems(problems, problems, by)
+        with measuring(folder, OwnOptions(), device, problems, progress) as (bench, raw):
+            groups, left_out, _ = make_candidates(ledger, bench.model.loaded, run, options, progress)
+            if not groups:
+                print_vectors(VectorReport((), tuple(left_out)), as_json=as_json)
+                return
+            result, written = calibrate_into(run, bench, calibration, problems, raw=raw)
+    if as_json:
+        values = {
+            "candidates": candidate_values(groups),
+            "left_out": left_out,
+            "calibration": calibration_values(result, written),
+        }
+        sys.stdout.write(json.dumps(values) + "\n")
+        return
+    print_candidates(groups)
+    for sentence in left_out:
+        Console().print(Text(f"left out: {sentence}"))
+    print_calibration(result, written, as_json=False)

@@ -15,7 +15,11 @@ from steering_engine.loading import LoadedModel
 from steering_engine.vectors.schema import Probe, SteeringVector
 from steering_pts.demo.step_reference import StepReference
 from steering_pts.errors import SearchError
-from steering_pts.vectors.step_states import step_states
+from steering_pts.ledger import LedgerReader
+from steering_pts.vectors.events import events_of_run
+from steering_pts.vectors.probes import probes_of
+from steering_pts.vectors.step_states import record_steps, step_states
+from steering_pts.vectors.steps import steps_of_run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +44,22 @@ class ProbeAt:
                 + (f"it has some at {having}" if having else "it has none at all")
             )
         return cls(block, vector.probes[block], vector.metadata.probe_threshold[block])
+
+
+def pivot_probe(ledger: LedgerReader, loaded: LoadedModel) -> ProbeAt:
+    """The probe for pivotal steps of any kind that a run's own labels make, at the block where it tells them best.
+
+    Raises:
+        SearchError: The run has too few steps of either kind.
+    """
+    table = steps_of_run(ledger, loaded)
+    decisions = [event.prefix_ids for event in events_of_run(ledger)]
+    recorded = record_steps(loaded, table, range(loaded.block_count), decisions)
+    fitted = probes_of(recorded.states, recorded.of(table.targets()), recorded.of(table.problem_ids))
+    if not fitted:
+        raise SearchError("the run has too few pivotal or ordinary steps for a probe")
+    block = max(fitted, key=lambda one: (fitted[one].auc, -one))
+    return ProbeAt(block, fitted[block].probe, fitted[block].threshold)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the demonstration reports: `report.json`, a table, and one example with the steered steps marked."""
+"""What the demonstration reports: `report.json`, tables, and one example with the steered steps marked."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from steering_pts.data import Problem
-from steering_pts.evaluation import ArmResult
+from steering_pts.calibration.results import CalibrationResult
+from steering_pts.cli.calibration_tables import print_calibration
+from steering_pts.demo.probe_quality import ProbeQuality
+from steering_pts.evaluation.arms import ArmKind
+from steering_pts.evaluation.figures import ArmFigures
+from steering_pts.evaluation.measuring import STEERED
+from steering_pts.evaluation.report import EvaluationReport
+from steering_pts.evaluation.samples import Sample
+from steering_pts.evaluation.table import print_report as print_evaluation
+from steering_pts.ledger.export import write_atomically
 from steering_pts.ledger.records import LedgerSummary
-from steering_pts.statistics import Estimate
-from steering_pts.vectors.pipeline import MadeVector
-from steering_spec import Completion
+
+_FORM = "form"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +35,10 @@ class DemoFigures:
     problems: int
     summary: LedgerSummary
     pivots: Sequence[dict[str, Any]]
-    vectors: Sequence[MadeVector]
-    unsteered: ArmResult
-    steered: ArmResult
-    every_step: ArmResult
-    random: Sequence[ArmResult]
-    lift: Estimate
+    calibration: CalibrationResult
+    left_out: Sequence[str]
+    probe: ProbeQuality
+    evaluation: EvaluationReport
     seconds: float
 
     @property
@@ -45,7 +49,13 @@ class DemoFigures:
 
 def write_report(path: Path, figures: DemoFigures) -> None:
     """Writes the report in one step."""
-    random = [arm.success for arm in figures.random]
+    evaluation, calibration = figures.evaluation, figures.calibration
+    lift = evaluation.figures.lift(STEERED)
+    steered = _arm(evaluation, ArmKind.STEERED)
+    random = evaluation.figures.random
+    effects = evaluation.effects
+    kl = None if effects is None else effects.unsteered_steps
+    assert lift is not None  # noqa: S101 -- the steered arm is always measured
     report = {
         "model": figures.model,
         "problems": figures.problems,
@@ -54,39 +64,76 @@ def write_report(path: Path, figures: DemoFigures) -> None:
         "tokens_generated": figures.tokens_generated,
         "pivots": list(figures.pivots),
         "vectors": [
-            {"name": made.name, "method": made.method, "layer": made.block, "strength": made.strength}
-            for made in figures.vectors
+            {
+                "name": group.name,
+                "method": group.chosen.method,
+                "layer": group.chosen.block,
+                "strength": group.chosen.strength,
+                "trigger": str(group.chosen.trigger),
+            }
+            for group in calibration.groups
+            if group.kept and group.chosen is not None
         ],
-        "unsteered": _arm(figures.unsteered),
-        "steered": _arm(figures.steered),
-        "every_step": _arm(figures.every_step),
-        "random": {
-            "n": len(figures.random[0].solved),
-            "vectors": len(random),
-            "success_mean": sum(random) / len(random),
-            "success_max": max(random),
+        "unsteered": _share(_arm(evaluation, ArmKind.UNSTEERED)),
+        "steered": _share(steered),
+        "every_step": _share(_arm(evaluation, ArmKind.EVERY_STEP)),
+        "random": _random(evaluation),
+        "lift": lift.lift.value,
+        "lift_ci95": [lift.lift.low, lift.lift.high],
+        "forms": {
+            name: {"n": form.n, "unsteered": form.unsteered, "steered": form.steered}
+            for name, form in evaluation.figures.by_group[_FORM].items()
         },
-        "lift": figures.lift.value,
-        "lift_ci95": [figures.lift.low, figures.lift.high],
+        "permutation_p": None if random is None else random.p,
+        "kl_unsteered_steps": None if kl is None else kl.mean,
+        "steered_steps_mean": steered.steered_steps_mean,
+        "strength_0_identical": evaluation.figures.different_at_strength_0 is not None
+        and evaluation.figures.different_at_strength_0[0] == 0,
+        "probe": {
+            "auc": figures.probe.auc,
+            "precision": figures.probe.precision,
+            "recall": figures.probe.recall,
+        },
+        "calibration": _calibration(calibration),
         "seconds": round(figures.seconds, 1),
     }
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, [json.dumps(report, indent=2) + "\n"])
 
 
-def _arm(result: ArmResult) -> dict[str, float]:
-    return {"n": len(result.solved), "success": result.success}
+def _arm(evaluation: EvaluationReport, kind: ArmKind) -> ArmFigures:
+    return next(arm for arm in evaluation.figures.arms if arm.kind is kind)
 
 
-def print_report(
-    figures: DemoFigures,
-    problems: Sequence[Problem],
-    decode: Callable[[Sequence[int]], str],
-    left_out: Sequence[str],
-    path: Path,
-) -> None:
-    """Prints the table and the example."""
+def _share(arm: ArmFigures) -> dict[str, float]:
+    return {"n": arm.n, "success": arm.success.value}
+
+
+def _random(evaluation: EvaluationReport) -> dict[str, float]:
+    arms = [arm for arm in evaluation.figures.arms if arm.kind is ArmKind.RANDOM]
+    success = [arm.success.value for arm in arms]
+    random = evaluation.figures.random
+    assert random is not None  # noqa: S101 -- the demonstration asks for them
+    return {
+        "n": arms[0].n,
+        "vectors": len(arms),
+        "success_mean": sum(success) / len(success),
+        "success_max": max(success),
+        "lift_mean": random.lift.value,
+    }
+
+
+def _calibration(calibration: CalibrationResult) -> dict[str, Any]:
+    """What the search for settings took; a full grid is no part of the demonstration, so its best is not known."""
+    return {
+        "rollouts": sum(group.rollouts for group in calibration.groups),
+        "grid_rollouts": sum(group.grid_rollouts for group in calibration.groups),
+        "chosen": None if calibration.together is None else calibration.together.lift.steered,
+        "best_of_grid": None,
+    }
+
+
+def print_report(figures: DemoFigures, decode: Callable[[Sequence[int]], str], paths: Sequence[Path]) -> None:
+    """Prints the tables and the example."""
     console = Console(highlight=False)
     kinds = Counter(pivot["kind"] for pivot in figures.pivots)
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
@@ -94,60 +141,43 @@ def print_report(
         f"\n{len(figures.pivots)} pivotal tokens ({found}) in {figures.summary.scored} completions, "
         f"from {figures.tokens_generated:,} generated tokens"
     )
-    for made in figures.vectors:
-        console.print(
-            f"vector [bold]{made.name}[/bold]: {made.method} at block {made.block}, strength {made.strength:.3g}, "
-            f"from {made.events} pivots"
-        )
-    for sentence in left_out:
+    for sentence in figures.left_out:
         console.print(Text(f"left out: {sentence}", style="dim"))
-    _print_arms(console, figures)
-    lift = figures.lift
+    print_calibration(figures.calibration, {"": paths[0]}, as_json=False)
+    probe = figures.probe
     console.print(
-        f"lift {lift.value:+.3f}, 95 % interval {lift.low:+.3f} … {lift.high:+.3f} (bootstrap over problems)"
+        f"probes at {probe.pivotal} pivotal steps and {probe.steps - probe.pivotal:,} others of unseen problems: "
+        f"precision {probe.precision:.3f}, recall {probe.recall:.3f}, AUC {probe.auc:.3f}"
     )
-    _print_example(console, figures, problems, decode)
-    console.print(f"\n{figures.seconds:.0f} s; report in {path}")
-
-
-def _print_arms(console: Console, figures: DemoFigures) -> None:
-    count = len(figures.unsteered.solved)
-    table = Table(title=f"success on {count} held-out problems, through the client", title_justify="left")
-    table.add_column("arm")
-    table.add_column("success", justify="right")
-    random = [arm.success for arm in figures.random]
-    table.add_row("unsteered", f"{figures.unsteered.success:.3f}")
-    table.add_row("steered at pivotal positions", f"{figures.steered.success:.3f}", style="bold")
-    table.add_row("same vectors at every step", f"{figures.every_step.success:.3f}")
-    spread = f"{sum(random) / len(random):.3f} (best {max(random):.3f})"
-    table.add_row(f"{len(random)} random vectors, same norm and positions", spread)
-    console.print(table)
+    print_evaluation(figures.evaluation, [])
+    _print_example(console, figures.evaluation, decode)
+    console.print(f"\n{figures.seconds:.0f} s; {' and '.join(map(str, paths))}", soft_wrap=True)
 
 
 def _print_example(
-    console: Console,
-    figures: DemoFigures,
-    problems: Sequence[Problem],
-    decode: Callable[[Sequence[int]], str],
+    console: Console, evaluation: EvaluationReport, decode: Callable[[Sequence[int]], str]
 ) -> None:
-    """The first problem that steering turned from wrong to right, with the tokens of steered steps marked."""
-    pairs = zip(problems, figures.unsteered.solved, figures.steered.solved, strict=True)
-    for index, (problem, before, after) in enumerate(pairs):
-        if after and not before:
-            console.print(
-                f"\nexample: {problem.question} = {problem.answer} ([reverse]marked[/reverse]: steered step)"
-            )
-            console.print(Text("unsteered  ") + _marked(figures.unsteered.completions[index], decode))
-            console.print(Text("steered    ") + _marked(figures.steered.completions[index], decode))
-            return
+    """The first completion that steering turned from wrong to right, with the tokens of steered steps marked."""
+    measured = evaluation.measurement
+    unsteered, steered = measured.unsteered, measured.steered
+    for row, problem in enumerate(measured.problems):
+        for column, (before, after) in enumerate(
+            zip(unsteered.solved[row], steered.solved[row], strict=True)
+        ):
+            if after and not before:
+                console.print(
+                    f"\nexample: {problem.question} = {problem.answer} ([reverse]marked[/reverse]: steered step)"
+                )
+                console.print(Text("unsteered  ") + _marked(unsteered.samples[row][column], decode))
+                console.print(Text("steered    ") + _marked(steered.samples[row][column], decode))
+                return
 
 
-def _marked(completion: Completion, decode: Callable[[Sequence[int]], str]) -> Text:
-    steered = {act.step for act in completion.acts}
+def _marked(sample: Sample, decode: Callable[[Sequence[int]], str]) -> Text:
     text = Text()
-    for step, token_id in enumerate(completion.ids):
+    for step, token_id in enumerate(sample.ids):
         piece = decode([token_id])
-        if step in steered:
+        if step in sample.steered_steps:
             bare = piece.lstrip()
             text.append(piece[: len(piece) - len(bare)])
             text.append(f"[{bare}]", style="reverse")

@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import torch
 from transformers import AutoTokenizer
 
-from steering_client import Client
 from steering_engine.alias import resolve_model
-from steering_engine.vectors.file import encode_vector, load_vector
-from steering_engine.vectors.schema import SteeringVector
+from steering_pts.calibration.options import CalibrationOptions
+from steering_pts.calibration.results import CalibrationResult
+from steering_pts.calibration.run import calibrate_into
+from steering_pts.calibration.trials import Bench
+from steering_pts.cli.report import write_page
 from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for, rollouts
 from steering_pts.data import DataOptions, Problem, load_problems
 from steering_pts.demo.kinds import decision_kind
+from steering_pts.demo.probe_quality import ProbeQuality, measure_probe, pivot_probe
 from steering_pts.demo.report import DemoFigures, print_report, write_report
+from steering_pts.demo.step_reference import load_reference
 from steering_pts.errors import SearchError
-from steering_pts.evaluation import Arm, ArmResult, Evaluation
+from steering_pts.evaluation.evaluate import EvaluationTask, ServedBy, evaluate
+from steering_pts.evaluation.knowledge import decisions_of, known_of
+from steering_pts.evaluation.report import EvaluationReport
+from steering_pts.evaluation.served import read_vectors
+from steering_pts.evaluation.settings import EvaluationSettings
 from steering_pts.ledger import LedgerReader
 from steering_pts.oracles.base import Oracle
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
-from steering_pts.server_process import server_process
 from steering_pts.settings import SamplerSettings, SearchSettings
 from steering_pts.vectors.events import EventGroup
 from steering_pts.vectors.options import VectorOptions
-from steering_pts.vectors.pipeline import MadeVector, VectorReport, make_vectors
-from steering_pts.vectors.selection import Validation
-from steering_spec import ContextTrigger, SteeringRule, SteeringSpec
+from steering_pts.vectors.pipeline import make_candidates
 
-MODEL = "demo"
-_RANDOM_VECTORS = 5
+MODEL: Final = "demo"
+FORM: Final = "form"
+"""Field of the data whose values are told apart: the forms of the problems."""
 _VALIDATION_PROBLEMS = 200
 _SAMPLER = SamplerSettings(max_tokens=96)
 _SEARCH = SearchSettings()
+_VECTORS = VectorOptions()
+_CALIBRATION = CalibrationOptions((0.25, 0.5, 1.0, 2.0), ("context", "probe"), by=FORM)
+_RANDOM_VECTORS = 20
+_SERVERS = 2  # a step of so small a model keeps one core busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,46 +82,44 @@ def run_demo(options: DemoOptions) -> None:
         folder.clear()
         report_path.unlink()
     progress = RunProgress()
-    choice = ModelChoice(MODEL)
-    training = load_problems("demo:train", DataOptions(limit=options.problems, shuffle_seed=options.seed))
-    held_out = load_problems("demo:test", DataOptions(limit=options.test_problems, shuffle_seed=options.seed))
+    seed = options.seed
+    training = load_problems("demo:train", DataOptions(limit=options.problems, shuffle_seed=seed))
+    held_out = load_problems("demo:test", DataOptions(limit=options.test_problems, shuffle_seed=seed))
     with oracle_for("math", training) as oracle:
-        discover_into(folder, choice, training, oracle, _SAMPLER, _SEARCH, options.seed, progress)
+        discover_into(folder, ModelChoice(MODEL), training, oracle, _SAMPLER, _SEARCH, seed, progress)
         with folder.read() as ledger:
-            made = _vectors(folder, ledger, choice, oracle, options.seed, progress)
-            if not made.vectors:
-                raise SearchError("no vector helped on the validation problems: " + "; ".join(made.left_out))
-            evaluation, arms = _evaluate(folder, made.vectors, held_out, oracle, options.seed, progress)
-            unsteered, steered = arms[0], arms[1]
+            made = _make_vectors(folder, ledger, oracle, seed, progress)
+            evaluation = _evaluate(folder, held_out, oracle, seed, progress)
             figures = DemoFigures(
                 model=MODEL,
                 problems=len(training),
                 summary=ledger.summary(),
                 pivots=_pivots(folder),
-                vectors=made.vectors,
-                unsteered=unsteered,
-                steered=steered,
-                every_step=arms[2],
-                random=arms[3:],
-                lift=evaluation.lift(unsteered, steered),
+                calibration=made.calibration,
+                left_out=made.left_out,
+                probe=made.probe,
+                evaluation=evaluation,
                 seconds=time.perf_counter() - started,
             )
+    write_page(folder, folder.report)
     write_report(report_path, figures)
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(MODEL))
-    print_report(figures, held_out, lambda ids: str(tokenizer.decode(list(ids))), made.left_out, report_path)
+    print_report(figures, lambda ids: str(tokenizer.decode(list(ids))), (report_path, folder.report))
 
 
-def _vectors(
-    folder: RunFolder,
-    ledger: LedgerReader,
-    choice: ModelChoice,
-    oracle: Oracle,
-    seed: int,
-    progress: RunProgress,
-) -> VectorReport:
-    """Vectors named after the planted decisions that they are for, chosen on validation problems."""
+@dataclass(frozen=True, slots=True)
+class _Made:
+    calibration: CalibrationResult
+    left_out: tuple[str, ...]
+    probe: ProbeQuality
+
+
+def _make_vectors(
+    folder: RunFolder, ledger: LedgerReader, oracle: Oracle, seed: int, progress: RunProgress
+) -> _Made:
+    """Vectors named after the planted decisions that they are for, calibrated on validation problems."""
     validation = load_problems("demo:validation", DataOptions(limit=_VALIDATION_PROBLEMS, shuffle_seed=seed))
-    with rollouts(choice, _SAMPLER) as (model, source):
+    with rollouts(ModelChoice(MODEL), _SAMPLER) as (model, source):
         tokenizer = model.loaded.tokenizer
         names: Counter[str] = Counter()
 
@@ -130,70 +136,39 @@ def _vectors(
             names[kind] += 1
             return kind if names[kind] == 1 else f"{kind}-{names[kind]}"
 
+        groups, left_out, _ = make_candidates(ledger, model.loaded, folder.path, _VECTORS, progress, name_of)
+        if not groups:
+            raise SearchError("no vectors: " + "; ".join(left_out))
         prompts = encode_prompts(model, validation, raw=False)
-        measure = Validation(model, source, oracle, validation, prompts, _SAMPLER, seed, progress)
-        options = VectorOptions(methods=("paired_difference", "optimised"))
-        return make_vectors(ledger, measure, folder.vectors, options, progress, name_of)
+        by_id = {problem.id: problem for problem in validation}
+        bench = Bench(model, source, oracle, by_id, prompts, _SAMPLER, seed, progress)
+        calibration, written = calibrate_into(folder.path, bench, _CALIBRATION, validation)
+        if not written:
+            reasons = "; ".join(f"{group.name}: {group.reason}" for group in calibration.groups)
+            raise SearchError(f"no vector helped on the validation problems: {reasons}")
+        probe = measure_probe(model.loaded, [pivot_probe(ledger, model.loaded)], load_reference())
+    return _Made(calibration, tuple(left_out), probe)
 
 
 def _evaluate(
-    folder: RunFolder,
-    vectors: Sequence[MadeVector],
-    problems: Sequence[Problem],
-    oracle: Oracle,
-    seed: int,
-    progress: RunProgress,
-) -> tuple[Evaluation, list[ArmResult]]:
-    """All arms, through the client against a server in a process of its own."""
-    with server_process(MODEL, folder.vectors) as target:
-        random_names = _load_random_vectors(target, vectors, seed)
-        evaluation = Evaluation(target, problems, oracle, _SAMPLER, seed, False, progress)
-        names = [vector.name for vector in vectors]
-        arms = [
-            Arm("unsteered", None),
-            Arm("steered", _at_pivots(names)),
-            Arm("every_step", SteeringSpec(tuple(SteeringRule(name) for name in names))),
-            *(Arm(f"random {index + 1}", _at_pivots(of_run)) for index, of_run in enumerate(random_names)),
-        ]
-        return evaluation, evaluation.measure(arms)
-
-
-def _at_pivots(names: Sequence[str]) -> SteeringSpec:
-    return SteeringSpec(tuple(SteeringRule(name, trigger=ContextTrigger()) for name in names))
-
-
-def _load_random_vectors(target: str, vectors: Sequence[MadeVector], seed: int) -> list[list[str]]:
-    """For each vector, random directions with its blocks, strengths and contexts, loaded into the server."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    with Client(target) as client:
-        for number in range(_RANDOM_VECTORS):
-            names = []
-            for made in vectors:
-                name = f"random-{number + 1}-{made.name}"
-                client.load_vector(
-                    name, file=encode_vector(_randomised(load_vector(made.path), name, generator))
-                )
-                names.append(name)
-            rows.append(names)
-    return rows
-
-
-def _randomised(vector: SteeringVector, name: str, generator: torch.Generator) -> SteeringVector:
-    directions = {}
-    for block, direction in vector.directions.items():
-        random = torch.randn(len(direction), generator=generator)
-        directions[block] = random / random.norm()
-    update: dict[str, Any] = {
-        "name": name,
-        "method": "random",
-        "description": "random direction",
-        "held_out_lift": None,
-        "split_half_cosine": {},
-    }
-    return dataclasses.replace(
-        vector, directions=directions, metadata=vector.metadata.model_copy(update=update)
+    folder: RunFolder, problems: Sequence[Problem], oracle: Oracle, seed: int, progress: RunProgress
+) -> EvaluationReport:
+    """All arms, through the client against servers in processes of their own."""
+    vectors, remarks = read_vectors([folder.vectors])
+    known, without = known_of(vectors, decisions_of(folder.pivots), folder.candidates)
+    task = EvaluationTask(
+        served=ServedBy(MODEL, servers=_SERVERS),
+        dataset="demo:test",
+        problems=problems,
+        vectors=vectors,
+        known=known,
+        settings=EvaluationSettings(_SAMPLER, seed, random_vectors=_RANDOM_VECTORS, by=(FORM,)),
+        folder=folder.evaluated,
+        remarks=(*remarks, *without),
     )
+    report = evaluate(task, oracle, progress)
+    report.write(folder.evaluation)
+    return report
 
 
 def _pivots(folder: RunFolder) -> list[dict[str, Any]]:

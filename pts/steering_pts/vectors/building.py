@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from steering_engine.loading import LoadedModel
-from steering_engine.vectors.schema import HeldOutLift, Probe, SteeringVector, VectorMetadata
+from steering_engine.vectors.schema import Probe, SteeringVector, VectorMetadata
 from steering_pts.errors import MethodError
 from steering_pts.ledger import LedgerReader
 from steering_pts.settings import JsonValue
@@ -189,9 +189,7 @@ def to_vector(
     )
 
 
-def at_block(
-    vector: SteeringVector, block: int, strength: float, name: str, lift: HeldOutLift | None = None
-) -> SteeringVector:
+def at_block(vector: SteeringVector, block: int, strength: float, name: str) -> SteeringVector:
     """A vector with one of its directions alone, `strength` (residual units) being its calibrated strength."""
     metadata = vector.metadata
     own = {block}
@@ -201,7 +199,6 @@ def at_block(
         "calibrated_strength": {block: strength},
         "residual_norm": {key: value for key, value in metadata.residual_norm.items() if key in own},
         "split_half_cosine": {key: value for key, value in metadata.split_half_cosine.items() if key in own},
-        "held_out_lift": lift,
     }
     return dataclasses.replace(
         vector,

@@ -1,4 +1,4 @@
-"""From a finished run to vector files: record, group, make candidates, choose on validation problems, write."""
+"""From a finished run to candidate vectors: record, group, make every method's directions, write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from steering_engine.errors import VectorFileError
 from steering_engine.loading import LoadedModel
 from steering_engine.vectors.file import load_vector, save_vector
-from steering_engine.vectors.schema import HeldOutLift
 from steering_pts.errors import RecordingError
 from steering_pts.ledger import LedgerReader
 from steering_pts.progress import RunProgress
@@ -26,7 +25,6 @@ from steering_pts.vectors.grouping import Grouping, group_by_clusters, group_by_
 from steering_pts.vectors.matching import QuietPlace, matched_places, quiet_places
 from steering_pts.vectors.options import VectorOptions
 from steering_pts.vectors.recording import Recording, record
-from steering_pts.vectors.selection import Validation, choose
 
 NameOf = Callable[[EventGroup, int], str]
 """Names a group from the group and its index."""
@@ -37,7 +35,7 @@ _GROUPING_BLOCKS = 4
 
 @dataclass(frozen=True, slots=True)
 class MadeVector:
-    """A vector file that was written; `lift` is None when there were no validation problems."""
+    """A vector file that was written as a method made it, without validation problems to choose on."""
 
     name: str
     path: Path
@@ -46,7 +44,6 @@ class MadeVector:
     strength: float
     events: int
     min_match: int
-    lift: HeldOutLift | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +62,20 @@ def numbered(_group: EventGroup, index: int) -> str:
 
 def make_vectors(
     ledger: LedgerReader,
-    validation: Validation,
+    loaded: LoadedModel,
     folder: Path,
     options: VectorOptions,
     progress: RunProgress,
     name_of: NameOf = numbered,
 ) -> VectorReport:
-    """Makes the candidates of a run, and of them its vectors; those that were made before and are no more are removed.
+    """Makes the candidates of a run, and of each group a vector that is not calibrated.
 
-    With validation problems, a group's method, block and strength are those with the largest lift there, and a group
-    without a certain lift gets no file. Without them, the first method's direction at the middle block is written as
-    it is.
+    That is its first method's direction at the middle block, as long as the method made it. Vectors of the run that
+    were made before and are no more are removed.
 
     Args:
         ledger: A finished run.
-        validation: Measures candidates; its problems may be none.
+        loaded: Its model.
         folder: Where the vector files go; the candidates and the recorded states go beside it.
         options: How vectors are made.
         progress: Shows how far it is.
@@ -90,15 +86,10 @@ def make_vectors(
         RecordingError: States can't be recorded, or files not be written.
         LedgerLockedError: Another process is at it.
     """
-    groups, left_out, run_digest = make_candidates(
-        ledger, validation.model.loaded, folder.parent, options, progress, name_of
-    )
-    made = []
+    groups, left_out, run_digest = make_candidates(ledger, loaded, folder.parent, options, progress, name_of)
     try:
-        for candidates in groups:
-            vector = _make_one(candidates, validation, folder, left_out)
-            if vector is not None:
-                made.append(vector)
+        folder.mkdir(parents=True, exist_ok=True)
+        made = [_write_first(candidates, folder) for candidates in groups]
         _remove_others(folder, {vector.path for vector in made}, run_digest)
     except OSError as error:
         raise _unwritable(error, folder) from error
@@ -200,35 +191,15 @@ def _group(
     return group_by_clusters(events, prefix, chosen - rejected, options.min_events)
 
 
-def _make_one(
-    candidates: Candidates, validation: Validation, folder: Path, left_out: list[str]
-) -> MadeVector | None:
-    """The vector file of a group; None, and a sentence in `left_out`, where it gets none."""
-    name = candidates.name
-    lift: HeldOutLift | None = None
-    if validation.problems:
-        if not candidates.min_match:
-            left_out.append(
-                f"{name} ({candidates.events} pivots): no context can tell where to act, and other triggers are not "
-                "compared here"
-            )
-            return None
-        choice = choose(validation, candidates)
-        method, block, strength, lift = choice.method, choice.block, choice.strength, choice.lift
-        if lift.low95 <= 0:
-            left_out.append(
-                f"{name} ({candidates.events} pivots): no certain lift on {lift.problems} validation problems: "
-                f"best {lift.lift:+.3f} [{lift.low95:+.3f}, {lift.high95:+.3f}], {method} at block {block}"
-            )
-            return None
-    else:
-        method = next(iter(candidates.files))
-        strengths = candidates.metadata[method].calibrated_strength
-        block = sorted(strengths)[len(strengths) // 2]
-        strength = strengths[block]
-    path = folder / f"{name}.safetensors"
-    save_vector(path, at_block(candidates.load(method), block, strength, name, lift))
-    return MadeVector(name, path, method, block, strength, candidates.events, candidates.min_match, lift)
+def _write_first(candidates: Candidates, folder: Path) -> MadeVector:
+    method = next(iter(candidates.files))
+    strengths = candidates.metadata[method].calibrated_strength
+    block = sorted(strengths)[len(strengths) // 2]
+    path = folder / f"{candidates.name}.safetensors"
+    save_vector(path, at_block(candidates.load(method), block, strengths[block], candidates.name))
+    return MadeVector(
+        candidates.name, path, method, block, strengths[block], candidates.events, candidates.min_match
+    )
 
 
 def _remove_others(folder: Path, made: set[Path], run_digest: str) -> None:

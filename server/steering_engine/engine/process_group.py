@@ -68,6 +68,7 @@ def leave() -> None:
     """Leaves the group, if this process is in it."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    os.environ.pop("LOCAL_RANK", None)  # else other libraries would look for the rest of the group
 
 
 def give_up() -> None:

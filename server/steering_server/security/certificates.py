@@ -106,7 +106,7 @@ def _read(
         return (data, load(data)), []
     except TypeError:
         return None, [f"{str(path)!r} is encrypted; expected a key without a passphrase"]
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension):
         # The library's own text may quote what it found.
         return None, [f"{str(path)!r} does not hold what is expected, a {kind} in PEM"]
 
