@@ -21,6 +21,7 @@ KEEP: Final = 0.5
 GROWTH: Final = 2
 _LEAST_DRAWS: Final = 4
 _CERTAIN: Final = 2.0  # standard errors
+_SHARES_OF_BUDGET = 20
 
 Measure = Callable[[Sequence[Setting | None], Sequence[Draw], str], list[list[Outcome]]]
 """Outcomes of settings on the same draws, None being the unsteered arm; the text says which round it is."""
@@ -141,7 +142,7 @@ def halve(
             )
         # What diverges too far for certain goes; of the rest, so many go on as the next round has room for.
         alive = [index for index in alive if not _certainly_diverges(standings[index].strength, kl_budget)]
-        alive.sort(key=lambda index: _rank(standings[index]))
+        alive.sort(key=lambda index: _rank(standings[index], kl_budget))
         if number < len(rounds):
             alive = _best(alive, rounds[number].settings, standings, kl_budget)
         if not alive:
@@ -151,8 +152,12 @@ def halve(
     return Search(ordered, tuple(done), tuple(within), measured)
 
 
-def _rank(standing: Standing) -> tuple[float, float, float]:
-    return -standing.strength.lift, standing.strength.kl, standing.setting.relative
+def _rank(standing: Standing, kl_budget: float) -> tuple[float, float, float]:
+    # Less than a twentieth of the budget is as good as nothing: else of two equals the last block, behind which nothing
+    # is left to diverge, would win with any strength.
+    divergence = standing.strength.kl * _SHARES_OF_BUDGET / kl_budget
+    whole = math.floor(divergence) if math.isfinite(divergence) else math.inf
+    return -standing.strength.lift, whole, standing.setting.relative
 
 
 def _certainly_diverges(strength: Strength, kl_budget: float) -> bool:

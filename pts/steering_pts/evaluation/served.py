@@ -194,9 +194,14 @@ def randomised(served: ServedVector, number: int, seed: int) -> ServedVector:
     Args:
         served: The other one.
         number: Which of the random ones it is.
-        seed: Of the evaluation; the directions depend on it, on the number and on the other's content alone.
+        seed: Of the evaluation; the directions depend on it, on the number, and on the other's name and directions.
     """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "random vector", number, served.sha256))
+    content = hashlib.sha256()
+    for block in served.blocks:
+        content.update(served.vector.directions[block].numpy().tobytes())
+    # Not the digest of the file, which says when it was made.
+    origin = f"{served.name} {content.hexdigest()}"
+    generator = torch.Generator().manual_seed(derive_seed(seed, "random vector", number, origin))
     directions = {}
     for block in served.blocks:
         random = torch.randn(len(served.vector.directions[block]), generator=generator)

@@ -13,7 +13,7 @@ from rich.table import Table
 from steering_engine.alias import resolve_model
 from steering_engine.model import SteeredModel
 from steering_pts.calibration.calibrating import calibrate_groups
-from steering_pts.calibration.candidates import INDEX, CandidateGroup, load_candidates, read_candidates
+from steering_pts.calibration.candidates import CandidateGroup, load_candidates, read_candidates
 from steering_pts.calibration.draws import DrawOrder, draws_of
 from steering_pts.calibration.log import CalibrationLog
 from steering_pts.calibration.options import CalibrationOptions
@@ -25,7 +25,8 @@ from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
 from steering_pts.rollouts import EngineRollouts
 from steering_pts.settings import SamplerSettings, SearchSettings
-from tests.bench.calibration.candidates import write_candidates
+from steering_pts.vectors.options import VectorOptions
+from steering_pts.vectors.pipeline import make_candidates
 
 SEED: Final = 20_263
 FOLDER: Final = Path("runs/bench/calibration")
@@ -58,12 +59,10 @@ def bench_calibration(console: Console, problems: int = PROBLEMS, folder: Path =
     repeats = []
     for seed in range(SEED, SEED + _REPEATS):
         with _bench(problems, seed) as (bench, validation, test):
-            candidates = folder / "candidates"
-            if not (candidates / INDEX).is_file():
-                candidates.mkdir(parents=True, exist_ok=True)
-                write_candidates(bench.model.loaded, run, candidates)
-            groups = read_candidates(candidates)
-            load_candidates(bench.model, groups, candidates)
+            with run.read() as ledger:
+                make_candidates(ledger, bench.model.loaded, run.path, VectorOptions(), RunProgress())
+            groups = read_candidates(run.candidates)
+            load_candidates(bench.model, groups, run.candidates)
             with closing(CalibrationLog(folder / f"calibration-{seed}.jsonl", {"seed": seed})) as log:
                 repeats += _compare(groups, bench, log, validation, test)
     console.print(_table(repeats))
