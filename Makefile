@@ -69,7 +69,7 @@ lint: $(SETUP) ## Check style: ruff for Python, buf for the protos.
 type: $(SETUP) ## Check types with mypy --strict.
 	$(BIN)/mypy
 
-bench: $(SETUP) ## Measure the engine and discovery side by side; writes runs/bench/report.json.
+bench: $(SETUP) ## Measure the engine, discovery and calibration; writes runs/bench/report.json.
 	$(BIN)/python -m tests.bench
 
 check: test demo ## Everything that CI runs, and the demonstration.

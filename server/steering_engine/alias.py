@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 
 from steering_engine.errors import ModelError
@@ -19,6 +20,14 @@ def resolve_model(source: str) -> str:
         ModelError: The demo model was asked for and is not there.
     """
     return str(_demo_folder()) if source == DEMO else source
+
+
+def shareable_name(source: str) -> str:
+    """What a model is called in files that leave this machine: `demo` for the folder of the demo model, else itself."""
+    with suppress(ModelError):
+        if Path(source) == _demo_folder():
+            return DEMO
+    return source
 
 
 def _demo_folder() -> Path:

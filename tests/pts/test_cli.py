@@ -483,6 +483,19 @@ def test_ctrl_c_ends_with_its_own_code_and_says_how_to_go_on(interruption: Inter
     assert not interruption.run.pivots.exists()
 
 
+def test_an_ended_command_leaves_in_order(ending_folder: Path, tmp_path: Path) -> None:
+    data = write_problems(tmp_path / "problems.jsonl", 12)
+    arguments = discover_arguments(tmp_path / "run", ending_folder, data, "--oracle", SLOW_ORACLE)
+    with pts_process(*arguments, oracle_seconds=0.05) as process:
+        wait_for_rollouts(tmp_path / "run", process)
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out) == (128 + signal.SIGTERM, "")
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "pts: interrupted; the same command goes on where this one stopped"
+
+
 def test_an_interrupted_command_goes_on_to_the_pivots_of_an_uninterrupted_one(
     interruption: Interruption, pts: Pts, tmp_path: Path
 ) -> None:

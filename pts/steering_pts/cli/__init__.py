@@ -1,10 +1,12 @@
 """The command `pts`: discover pivots, look at a run, grade answers, make vectors, and the demonstration.
 
-Exit codes: 0 done; 2 wrong input, with one clear error on standard error; 130 interrupted (the same command goes on).
+Exit codes: 0 done; 2 wrong input, with one clear error on standard error; 130 interrupted, 143 told to end (the same
+command goes on).
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 from types import FrameType
@@ -39,8 +41,22 @@ def main() -> None:
         if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
             raise
         print("pts: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        sys.exit(128 + _ended_by[-1] if _ended_by else _INTERRUPTED)
 
 
-def _leave(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+_ended_by: list[int] = []
+"""The signal that was taken for an interrupt, if one was."""
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        sys.exit(128 + number)
+    if not callable(interrupt):
+        sys.exit(128 + number)
+    # An exit out of a running loop would leave its tasks to fail one by one, aloud. asyncio ends them in order where it
+    # is interrupted.
+    _ended_by.append(number)
+    interrupt(signal.SIGINT, frame)

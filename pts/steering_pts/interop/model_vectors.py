@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 
+from steering_engine.alias import shareable_name
 from steering_engine.blocks import find_blocks
 from steering_engine.loading import LoadedModel
 from steering_engine.vectors.schema import SteeringVector, VectorMetadata
@@ -64,7 +65,7 @@ def foreign_vector(
             "schema": "steering.vector/1",
             "name": name,
             "description": description,
-            "model_id": loaded.source,
+            "model_id": shareable_name(loaded.source),
             "model_config_digest": loaded.config_digest,
             "tokenizer_digest": loaded.tokenizer_digest,
             "hidden_size": loaded.hidden_size,

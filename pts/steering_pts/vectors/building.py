@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from steering_engine.alias import shareable_name
 from steering_engine.loading import LoadedModel
 from steering_engine.vectors.schema import Probe, SteeringVector, VectorMetadata
 from steering_pts.errors import MethodError
@@ -158,7 +159,7 @@ def to_vector(
             "schema": "steering.vector/1",
             "name": name,
             "description": f"{method} over {len(group.events)} pivots",
-            "model_id": loaded.source,
+            "model_id": shareable_name(loaded.source),
             "model_config_digest": loaded.config_digest,
             "tokenizer_digest": loaded.tokenizer_digest,
             "hidden_size": loaded.hidden_size,

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors import SafetensorError, safe_open
 
+from steering_engine.alias import shareable_name
 from steering_engine.loading import DTYPES, LoadedModel, weights_digest
 from steering_pts.errors import RecordingError
 from steering_pts.ledger.lock import WriterLock
@@ -218,7 +219,7 @@ class _Plan:
         metadata = {
             "schema": SCHEMA,
             "hook_point": "resid_post",
-            "model_id": loaded.source,
+            "model_id": shareable_name(loaded.source),
             "model_config_digest": loaded.config_digest,
             "plan": digest,
         }
