@@ -457,7 +457,7 @@ def interruption(ending_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("interrupted")
     data = write_problems(folder / "problems.jsonl", 12)
     arguments = discover_arguments(folder / "run", ending_folder, data, "--oracle", SLOW_ORACLE)
-    with pts_process(*arguments, oracle_seconds=0.05) as process:
+    with pts_process(*arguments, oracle_seconds=0.02) as process:
         wait_for_rollouts(folder / "run", process)
         os.killpg(process.pid, signal.SIGSTOP)  # else it could be done before the second one has even started
         second = run_pts(*arguments)
@@ -486,7 +486,7 @@ def test_ctrl_c_ends_with_its_own_code_and_says_how_to_go_on(interruption: Inter
 def test_an_ended_command_leaves_in_order(ending_folder: Path, tmp_path: Path) -> None:
     data = write_problems(tmp_path / "problems.jsonl", 12)
     arguments = discover_arguments(tmp_path / "run", ending_folder, data, "--oracle", SLOW_ORACLE)
-    with pts_process(*arguments, oracle_seconds=0.05) as process:
+    with pts_process(*arguments, oracle_seconds=0.02) as process:
         wait_for_rollouts(tmp_path / "run", process)
         process.terminate()
         out, err = process.communicate(timeout=60)

@@ -92,4 +92,6 @@ def test_vectors_takes_the_same_options_for_its_validation_problems(
     overlap = run_pts("vectors", str(finished_run.path), *options, "--where", "level=1")
 
     assert unseen.error() == f"{table}: none of its 12 rows satisfies level=9"
-    assert overlap.error() == f"{table}: 3 problems are those of the run; use problems that it never saw"
+    assert overlap.error() == (
+        f"data sets that overlap: {table}: 3 problems are those of the run; use problems that it never saw"
+    )

@@ -91,6 +91,9 @@ def pts_process(*arguments: str, oracle_seconds: float = 0.005) -> Iterator[subp
 
     A verdict of the slow oracle takes `oracle_seconds`.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A suite that runs in the background of a shell would hand down that Ctrl-C is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     path = os.pathsep.join(filter(None, (".", os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "pts"), *arguments],

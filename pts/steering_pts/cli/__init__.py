@@ -17,6 +17,7 @@ from steering_pts.errors import PtsError
 from steering_spec import InvalidRequestError
 
 _INTERRUPTED = 130
+_TOLD_TO_END = 128 + signal.SIGTERM
 
 
 def main() -> None:
@@ -36,27 +37,26 @@ def main() -> None:
     except (PtsError, EngineError, InvalidRequestError, SteeringError) as error:
         print(f"pts: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, SystemExit) as end:
+    except (KeyboardInterrupt, SystemExit, asyncio.CancelledError) as end:
         # Typer turns an interrupt of a running command into an exit.
-        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+        code = end.code if isinstance(end, SystemExit) else _INTERRUPTED
+        if code not in (_INTERRUPTED, _TOLD_TO_END):
             raise
         print("pts: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(128 + _ended_by[-1] if _ended_by else _INTERRUPTED)
+        sys.exit(_TOLD_TO_END if _ended_by else code)
 
 
 _ended_by: list[int] = []
-"""The signal that was taken for an interrupt, if one was."""
+"""The signal that tasks were cancelled for, if there was one."""
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    interrupt = signal.getsignal(signal.SIGINT)
+def _leave(number: int, _frame: FrameType | None) -> None:
     try:
-        asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
     except RuntimeError:
         sys.exit(128 + number)
-    if not callable(interrupt):
-        sys.exit(128 + number)
-    # An exit out of a running loop would leave its tasks to fail one by one, aloud. asyncio ends them in order where it
-    # is interrupted.
+    # An exit out of a running loop would leave its tasks to fail one by one, aloud. So they end first, in order.
     _ended_by.append(number)
-    interrupt(signal.SIGINT, frame)
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.call_soon_threadsafe(lambda: None)  # wakes it
