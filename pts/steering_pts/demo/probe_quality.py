@@ -16,10 +16,8 @@ from steering_engine.vectors.schema import Probe, SteeringVector
 from steering_pts.demo.step_reference import StepReference
 from steering_pts.errors import SearchError
 from steering_pts.ledger import LedgerReader
-from steering_pts.vectors.events import events_of_run
 from steering_pts.vectors.probes import probes_of
-from steering_pts.vectors.step_states import record_steps, step_states
-from steering_pts.vectors.steps import steps_of_run
+from steering_pts.vectors.step_states import learn_from, step_states
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +50,9 @@ def pivot_probe(ledger: LedgerReader, loaded: LoadedModel) -> ProbeAt:
     Raises:
         SearchError: The run has too few steps of either kind.
     """
-    table = steps_of_run(ledger, loaded)
-    decisions = [event.prefix_ids for event in events_of_run(ledger)]
-    recorded = record_steps(loaded, table, range(loaded.block_count), decisions)
-    fitted = probes_of(recorded.states, recorded.of(table.targets()), recorded.of(table.problem_ids))
+    steps = learn_from(ledger, loaded, range(loaded.block_count))
+    targets = steps.recorded.of(steps.table.targets())
+    fitted = probes_of(steps.recorded.states, targets, steps.problem_ids)
     if not fitted:
         raise SearchError("the run has too few pivotal or ordinary steps for a probe")
     block = max(fitted, key=lambda one: (fitted[one].auc, -one))

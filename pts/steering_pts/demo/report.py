@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.text import Text
@@ -24,7 +24,8 @@ from steering_pts.evaluation.table import print_report as print_evaluation
 from steering_pts.ledger.export import write_atomically
 from steering_pts.ledger.records import LedgerSummary
 
-_FORM = "form"
+FORM: Final = "form"
+"""Field of the data whose values are told apart: the forms of the problems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def write_report(path: Path, figures: DemoFigures) -> None:
         "lift_ci95": [lift.lift.low, lift.lift.high],
         "forms": {
             name: {"n": form.n, "unsteered": form.unsteered, "steered": form.steered}
-            for name, form in evaluation.figures.by_group[_FORM].items()
+            for name, form in evaluation.figures.by_group[FORM].items()
         },
         "permutation_p": None if random is None else random.p,
         "kl_unsteered_steps": None if kl is None else kl.mean,

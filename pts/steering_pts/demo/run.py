@@ -22,7 +22,7 @@ from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_f
 from steering_pts.data import DataOptions, Problem, load_problems
 from steering_pts.demo.kinds import decision_kind
 from steering_pts.demo.probe_quality import ProbeQuality, measure_probe, pivot_probe
-from steering_pts.demo.report import DemoFigures, print_report, write_report
+from steering_pts.demo.report import FORM, DemoFigures, print_report, write_report
 from steering_pts.demo.step_reference import load_reference
 from steering_pts.errors import SearchError
 from steering_pts.evaluation.evaluate import EvaluationTask, ServedBy, evaluate
@@ -40,8 +40,6 @@ from steering_pts.vectors.options import VectorOptions
 from steering_pts.vectors.pipeline import make_candidates
 
 MODEL: Final = "demo"
-FORM: Final = "form"
-"""Field of the data whose values are told apart: the forms of the problems."""
 _VALIDATION_PROBLEMS = 200
 _SAMPLER = SamplerSettings(max_tokens=96)
 _SEARCH = SearchSettings()

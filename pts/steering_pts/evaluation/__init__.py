@@ -5,8 +5,3 @@ puts better tokens in, `measuring` does that for all arms, `judging` asks the or
 what came out, `effects` and `neutral` what else changed; `journal` keeps everything, `report` writes it, `plots` draws
 it. `knowledge` is what a run knows of better tokens.
 """
-
-from steering_pts.evaluation.arms import Arm, ArmKind
-from steering_pts.evaluation.direct import ArmResult, Evaluation
-
-__all__ = ["Arm", "ArmKind", "ArmResult", "Evaluation"]

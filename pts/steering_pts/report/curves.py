@@ -74,10 +74,6 @@ class RunCurves:
         own.chain.set_prior(self._prior)
         return own.chain.curve()
 
-    def span_end(self, completion: CompletionRecord, position: int) -> int:
-        """Where the token or sentence that begins at a position ends."""
-        return self._trace(completion).end_of[position]
-
     def _trace(self, completion: CompletionRecord) -> Trace:
         return Trace(
             completion_id=completion.id,

@@ -16,12 +16,11 @@ from steering_pts.errors import MethodError
 from steering_pts.ledger import LedgerReader
 from steering_pts.settings import JsonValue
 from steering_pts.vectors.centroids import centroids_of
-from steering_pts.vectors.events import EventGroup, events_of_run
+from steering_pts.vectors.events import EventGroup
 from steering_pts.vectors.methods import METHODS, Material, split_half_cosine
 from steering_pts.vectors.probes import probes_of
 from steering_pts.vectors.recording import Recording
-from steering_pts.vectors.step_states import record_steps
-from steering_pts.vectors.steps import steps_of_run
+from steering_pts.vectors.step_states import learn_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +63,14 @@ def triggers_of(
     ledger: LedgerReader, loaded: LoadedModel, groups: Sequence[EventGroup], blocks: Sequence[int]
 ) -> list[Triggers]:
     """For each group the triggers that read the residual stream at these blocks."""
-    table = steps_of_run(ledger, loaded)
-    decisions = [event.prefix_ids for event in events_of_run(ledger)]
-    recorded = record_steps(loaded, table, blocks, decisions)
-    problem_ids = recorded.of(table.problem_ids)
+    steps = learn_from(ledger, loaded, blocks)
+    states, problem_ids = steps.recorded.states, steps.problem_ids
     found = []
     for group in groups:
-        targets = recorded.of(table.group_targets([event.prefix_ids for event in group.events], decisions))
-        probes = probes_of(recorded.states, targets, problem_ids)
-        centroids = centroids_of(recorded.states, targets, problem_ids)
+        own = [event.prefix_ids for event in group.events]
+        targets = steps.recorded.of(steps.table.group_targets(own, steps.decisions))
+        probes = probes_of(states, targets, problem_ids)
+        centroids = centroids_of(states, targets, problem_ids)
         found.append(
             Triggers(
                 probes={block: fitted.probe for block, fitted in probes.items()},

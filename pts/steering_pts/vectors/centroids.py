@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import roc_auc_score
 
-from steering_pts.vectors.folds import Known, known_steps, problem_folds, threshold_for
+from steering_pts.vectors.folds import Known, fit_each_block, problem_folds, threshold_for
 from steering_pts.vectors.probes import FALSE_POSITIVE_RATE
 
 Array = NDArray[np.float64]
@@ -53,13 +53,9 @@ def centroids_of(
     false_positive_rate: float = FALSE_POSITIVE_RATE,
 ) -> dict[int, FittedCentroids]:
     """Centroids for each block; see `probes_of` for what is taken, and when there are none."""
-    known = known_steps(targets, problem_ids)
-    if known is None:
-        return {}
-    return {
-        block: _fit(tensor[known.rows].double().numpy(), known, false_positive_rate)
-        for block, tensor in sorted(states.items())
-    }
+    return fit_each_block(
+        states, targets, problem_ids, lambda own, known: _fit(own, known, false_positive_rate)
+    )
 
 
 def _fit(states: Array, known: Known, false_positive_rate: float) -> FittedCentroids:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from steering_pts.seeds import derive_seed
+
+Fitted = TypeVar("Fitted")
 
 FOLDS = 4
 _SURE_SHARE = 0.95  # of the wanted steps, those that should stay clear of the threshold
@@ -38,6 +42,28 @@ def known_steps(targets: Sequence[bool | None], problem_ids: Sequence[str]) -> K
         if len({problem for problem, own in zip(problems, wanted, strict=True) if own == value}) < 2:
             return None
     return Known(np.array(rows, dtype=np.int64), wanted, problems)
+
+
+def fit_each_block(
+    states: Mapping[int, torch.Tensor],
+    targets: Sequence[bool | None],
+    problem_ids: Sequence[str],
+    fit: Callable[[NDArray[np.float64], Known], Fitted],
+) -> dict[int, Fitted]:
+    """What is fitted to the known steps at each block; nothing where there is nothing to learn (`known_steps`).
+
+    Args:
+        states: `[steps, hidden]` float32 by block.
+        targets: `[steps]` whether a step is wanted; None where that is unknown, and the step is left out.
+        problem_ids: `[steps]` the problem of each: steps of one problem are alike, so they stay together.
+        fit: Fits to the states of the known steps, `[known, hidden]`.
+    """
+    known = known_steps(targets, problem_ids)
+    if known is None:
+        return {}
+    return {
+        block: fit(tensor[known.rows].double().numpy(), known) for block, tensor in sorted(states.items())
+    }
 
 
 def problem_folds(known: Known) -> list[NDArray[np.bool_]]:

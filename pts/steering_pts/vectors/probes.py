@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
 from steering_engine.vectors.schema import Probe
-from steering_pts.vectors.folds import Known, known_steps, problem_folds, threshold_for
+from steering_pts.vectors.folds import Known, fit_each_block, problem_folds, threshold_for
 
 Array = NDArray[np.float64]
 
@@ -69,15 +69,11 @@ def probes_of(
         false_positive_rate: Share of the other steps at which the trigger may fire, on problems not fitted to.
 
     Returns:
-        By block; none where fewer than two problems have a wanted step, or none has another.
+        By block; none where fewer than two problems have a wanted step, or fewer than two another.
     """
-    known = known_steps(targets, problem_ids)
-    if known is None:
-        return {}
-    return {
-        block: _fit(tensor[known.rows].double().numpy(), known, false_positive_rate)
-        for block, tensor in sorted(states.items())
-    }
+    return fit_each_block(
+        states, targets, problem_ids, lambda own, known: _fit(own, known, false_positive_rate)
+    )
 
 
 def _fit(states: Array, known: Known, false_positive_rate: float) -> FittedProbe:

@@ -10,9 +10,11 @@ from typing import TypeVar
 import torch
 
 from steering_engine.loading import LoadedModel
+from steering_pts.ledger import LedgerReader
 from steering_pts.seeds import derive_seed
+from steering_pts.vectors.events import events_of_run
 from steering_pts.vectors.reading import Reading, record_rows
-from steering_pts.vectors.steps import StepLabel, StepTable
+from steering_pts.vectors.steps import StepLabel, StepTable, steps_of_run
 
 MOST_ORDINARY = 10_000
 """Ordinary steps that are learned from: enough to see one false firing in 500 twenty times."""
@@ -38,6 +40,33 @@ class StepStates:
     def of(self, values: Sequence[Value]) -> list[Value]:
         """Of values for each step of the table, those of the steps that were recorded."""
         return [values[step] for step in self.steps]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearnedFrom:
+    """The steps of a run that triggers learn from.
+
+    Attributes:
+        table: All steps of the run.
+        decisions: Prefixes of the run's decisions.
+        recorded: The residual stream at those that are learned from.
+    """
+
+    table: StepTable
+    decisions: list[tuple[int, ...]]
+    recorded: StepStates
+
+    @property
+    def problem_ids(self) -> list[str]:
+        """The problem of each recorded step."""
+        return self.recorded.of(self.table.problem_ids)
+
+
+def learn_from(ledger: LedgerReader, loaded: LoadedModel, blocks: Sequence[int]) -> LearnedFrom:
+    """Labels a run's steps and records those that triggers learn from, at these blocks."""
+    table = steps_of_run(ledger, loaded)
+    decisions = [event.prefix_ids for event in events_of_run(ledger)]
+    return LearnedFrom(table, decisions, record_steps(loaded, table, blocks, decisions))
 
 
 def record_steps(

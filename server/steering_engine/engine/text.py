@@ -77,21 +77,21 @@ class TextStream:
         unfinished = len(self._window) - self._context_ids
         if len(whole) == len(text) and new:
             self._begin_window(self._window[self._context_ids :])
-        elif unfinished > _MAX_UNFINISHED_TOKENS and len(whole) == len(text) and self._drop_silent():
-            pass
         elif unfinished > _MAX_UNFINISHED_TOKENS:
+            silent = self._silent() if len(whole) == len(text) else set()
+            if silent:
+                waiting = self._window[self._context_ids :]
+                self._window[self._context_ids :] = [one for one in waiting if one not in silent]
+                return new
             # These bytes are no character; without an end to the waiting, a run of them would cost its square.
             kept = self._window[-(_MAX_CHARACTER_TOKENS - 1) :]
             new += self._text_of(self._window[: -len(kept)])[self._sent_characters :]
             self._window, self._context_ids, self._sent_characters = kept, 0, 0
         return new
 
-    def _drop_silent(self) -> bool:
-        """Forgets the ids that have no text, special ones say; returns whether there were any."""
-        context, waiting = self._window[: self._context_ids], self._window[self._context_ids :]
-        spoken = [token_id for token_id in waiting if self._text_of([token_id])]
-        self._window = context + spoken
-        return len(spoken) < len(waiting)
+    def _silent(self) -> set[int]:
+        """Ids after the context that have no text, special ones say."""
+        return {one for one in self._window[self._context_ids :] if not self._text_of([one])}
 
     def _begin_window(self, context: list[int]) -> None:
         self._window = context
