@@ -16,8 +16,13 @@ SCOPES: dict[str, frozenset[Scope]] = {
     "/steering.v1.GenerationService/Generate": frozenset({Scope.GENERATE}),
     "/steering.v1.GenerationService/StreamGenerate": frozenset({Scope.GENERATE}),
     "/steering.v1.VectorService/ListVectors": ANY,
+    "/steering.v1.VectorService/GetVector": ANY,
     "/steering.v1.VectorService/LoadVector": frozenset({Scope.ADMIN}),
+    "/steering.v1.VectorService/UnloadVector": frozenset({Scope.ADMIN}),
     "/steering.v1.ModelService/GetModel": ANY,
+    "/steering.v1.ModelService/Tokenize": frozenset({Scope.GENERATE}),
+    "/steering.v1.ModelService/Detokenize": frozenset({Scope.GENERATE}),
+    "/steering.v1.ModelService/GetServerStats": ANY,
 }
 """The scopes of which a token needs one, for each method; a method that is missing here needs `admin`."""
 
