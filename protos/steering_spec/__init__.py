@@ -26,7 +26,14 @@ from steering_spec.request import (
     PromptText,
     SamplingParams,
 )
-from steering_spec.resources import ModelInfo, VectorCentroids, VectorInfo, VectorLayer, VectorProbe
+from steering_spec.resources import (
+    ModelInfo,
+    ServerStats,
+    VectorCentroids,
+    VectorInfo,
+    VectorLayer,
+    VectorProbe,
+)
 from steering_spec.steering import (
     Ablate,
     Add,
@@ -47,6 +54,7 @@ from steering_spec.steering import (
     Trigger,
     Window,
 )
+from steering_spec.tokenizing import DetokenizeSpec, TokenizeSpec
 from steering_spec.violation import InvalidRequestError, Violation, ViolationKind
 
 __all__ = [
@@ -60,6 +68,7 @@ __all__ = [
     "ConflictPolicy",
     "ContextTrigger",
     "FinishReason",
+    "DetokenizeSpec",
     "GenerationSpec",
     "InvalidRequestError",
     "ModelFacts",
@@ -74,6 +83,7 @@ __all__ = [
     "PromptText",
     "SamplingParams",
     "Selector",
+    "ServerStats",
     "SimilarityTrigger",
     "SteeringAct",
     "SteeringRule",
@@ -82,6 +92,7 @@ __all__ = [
     "Token",
     "TokenLogprob",
     "TokenSet",
+    "TokenizeSpec",
     "Trigger",
     "TriggerKind",
     "Usage",

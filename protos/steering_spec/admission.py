@@ -36,7 +36,7 @@ def request_violations(
     Args:
         spec: The request.
         model: Facts of the served model; None skips what depends on them.
-        find_vector: Looks a vector up by id, ignoring the pin; None skips what depends on vectors.
+        find_vector: Looks a vector up, see `FindVector`; None skips what depends on vectors.
         prompt_ids: The tokenized prompt; None skips what depends on its length, unless the request gives ids itself.
     """
     found = _violations(spec, model, find_vector, prompt_ids)
@@ -57,12 +57,7 @@ def _violations(
     if len(spec.request_id) > limits.MAX_REQUEST_ID_CHARACTERS:
         yield Violation("request_id", f"longer than {limits.MAX_REQUEST_ID_CHARACTERS} characters")
     yield from unicode_violations("request_id", spec.request_id)
-    if model is not None and spec.model and spec.model != model.name:
-        yield Violation(
-            "model",
-            f"{spec.model[:100]!r} is not served here; the served model is {model.name!r}",
-            ViolationKind.NOT_FOUND,
-        )
+    yield from model_violations("model", spec.model, model)
     if model is not None and prompt_ids is not None:
         yield from _tokenized_prompt_violations(spec, model, prompt_ids)
     if spec.steering is not None:
@@ -102,6 +97,13 @@ def _steering_violations(
         yield from conflict_violations(well_placed, prompt_length, find_vector)
 
 
+def model_violations(field: str, name: str, model: ModelFacts | None) -> Iterator[Violation]:
+    """Whether a request names another model than the served one; the empty name means that one."""
+    if model is not None and name not in {"", model.name}:
+        description = f"{name[:100]!r} is not served here; the served model is {model.name!r}"
+        yield Violation(field, description, ViolationKind.NOT_FOUND)
+
+
 def prompt_violations(prompt: Prompt, model: ModelFacts | None) -> Iterator[Violation]:
     """What is wrong with a prompt, before it is tokenized."""
     if isinstance(prompt, PromptText):
@@ -122,7 +124,8 @@ def prompt_violations(prompt: Prompt, model: ModelFacts | None) -> Iterator[Viol
             if not 0 <= token_id < vocab_size:
                 yield Violation(f"tokens.ids[{index}]", f"{token_id} is outside [0, {vocab_size})")
     else:
-        yield from _chat_violations(prompt, model)
+        yield from chat_violations(prompt, model)
+        yield from _text_violations("chat.messages", sum(len(one.content) for one in prompt.messages), model)
 
 
 def _text_violations(field: str, characters: int, model: ModelFacts | None) -> Iterator[Violation]:
@@ -136,13 +139,13 @@ def _text_violations(field: str, characters: int, model: ModelFacts | None) -> I
             )
 
 
-def _chat_violations(chat: Chat, model: ModelFacts | None) -> Iterator[Violation]:
+def chat_violations(chat: Chat, model: ModelFacts | None) -> Iterator[Violation]:
+    """What is wrong with chat messages, their length apart."""
     if not chat.messages:
         yield Violation("chat.messages", "the prompt is empty")
     if len(chat.messages) > limits.MAX_MESSAGES:
         yield Violation("chat.messages", f"more than {limits.MAX_MESSAGES} messages")
         return
-    yield from _text_violations("chat.messages", sum(len(one.content) for one in chat.messages), model)
     for index, message in enumerate(chat.messages):
         yield from unicode_violations(f"chat.messages[{index}].content", message.content)
         if message.role not in ROLES:

@@ -32,7 +32,7 @@ def conflict_violations(
         rules: The rules to judge, by their indices: those whose selectors have no fault.
         prompt_length: Tokens of the prompt; None judges what holds for every length.
         find_vector: Looks vectors up; None, and a vector that is not loaded, leave the blocks of a rule that names none
-            unknown, and unknown blocks are taken to be others than those of any other vector.
+            unknown, and unknown blocks are taken to be others than those of any other vector or version.
     """
     active = {index: rule for index, rule in rules.items() if rule.strength != 0}
     reaches = {index: _Reach.of(rule.selector, prompt_length) for index, rule in active.items()}
@@ -64,7 +64,8 @@ class _Blocks:
         except ValueError:
             return cls(rule.vector, frozenset(rule.layers))
         facts = None if find_vector is None or rule.layers else find_vector(ref)
-        return cls(ref.id, frozenset(rule.layers if facts is None else facts.layers))
+        # With its pin: versions of one vector may have other blocks.
+        return cls(ref.name.removeprefix("vectors/"), frozenset(rule.layers if facts is None else facts.layers))
 
     def shared_with(self, other: _Blocks) -> str | None:
         """The first block that both steer, in words; None when there is none, or none is known."""

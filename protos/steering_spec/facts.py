@@ -41,4 +41,4 @@ class VectorFacts:
 
 
 FindVector: TypeAlias = Callable[[VectorRef], VectorFacts | None]
-"""Looks a vector up by id, ignoring the pin; None when it is not loaded."""
+"""Looks a vector up: the version of the pin, or without one the current version; None when it is not loaded."""

@@ -14,6 +14,9 @@ MAX_CONTEXT_MATCH = 64
 """Longest context match in tokens: vector files keep that many ids of a context."""
 MAX_CHARACTERS_PER_TOKEN = 64
 """A text with more characters than this for every token of the context can't fit, and isn't tokenized to find out."""
+MAX_TOKENIZED_CHARACTERS = 1 << 20
+"""Of a text, or of all messages of a chat together, that Tokenize takes."""
+MAX_DETOKENIZED_IDS = 1 << 20
 MAX_STRENGTH = 1_000.0
 MAX_CLAMP_BOUND = 3.4e38
 """Beyond it a number is infinite in 32 bits, in which the residual stream is steered."""

@@ -36,7 +36,10 @@ def rule_violations(
     else:
         if find_vector is not None:
             vector = find_vector(ref)
-            yield from _vector_violations(path, rule, ref, vector, model)
+            if vector is None:
+                yield _not_loaded(f"{path}.vector", ref, find_vector)
+            else:
+                yield from _vector_violations(path, rule, ref, vector, model)
     yield from trigger_violations(f"{path}.trigger", rule, model, vector)
 
 
@@ -68,16 +71,19 @@ def _layer_violations(path: str, layers: tuple[int, ...], model: ModelFacts | No
         seen.add(layer)
 
 
-def _vector_violations(
-    path: str, rule: SteeringRule, ref: VectorRef, facts: VectorFacts | None, model: ModelFacts | None
-) -> Iterator[Violation]:
-    if facts is None:
-        yield Violation(f"{path}.vector", f"no vector {ref.id!r} is loaded", ViolationKind.NOT_FOUND)
-        return
-    if ref.sha256 is not None and ref.sha256 != facts.sha256:
-        yield Violation(
-            f"{path}.vector", f"{ref.id!r} is loaded with the digest {facts.sha256}, not {ref.sha256}"
+def _not_loaded(path: str, ref: VectorRef, find_vector: FindVector) -> Violation:
+    current = None if ref.sha256 is None else find_vector(VectorRef(ref.id))
+    description = f"no vector {ref.id!r} is loaded"
+    if current is not None:
+        description = (
+            f"no version of {ref.id!r} with the digest {ref.sha256} is loaded; the current one has {current.sha256}"
         )
+    return Violation(path, description, ViolationKind.NOT_FOUND)
+
+
+def _vector_violations(
+    path: str, rule: SteeringRule, ref: VectorRef, facts: VectorFacts, model: ModelFacts | None
+) -> Iterator[Violation]:
     layer_count = limits.INT32_MAX if model is None else model.layer_count
     for index, layer in enumerate(rule.layers):
         if 0 <= layer < layer_count and layer not in facts.layers:

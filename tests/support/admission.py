@@ -48,7 +48,8 @@ VECTORS = {
 
 
 def find_vector(ref: VectorRef) -> VectorFacts | None:
-    return VECTORS.get(ref.id)
+    found = VECTORS.get(ref.id)
+    return found if found is not None and ref.sha256 in (None, found.sha256) else None
 
 
 def with_facts(spec: GenerationSpec) -> list[Violation]:

@@ -32,7 +32,7 @@ ALONE: list[tuple[str, GenerationSpec, str]] = [
 WITH_FACTS: list[tuple[str, GenerationSpec, str, str]] = [
     ("a block the model has not", steered(layers=(4,)), "layers[0]", "INVALID"),
     ("an unloaded vector", steered("absent"), "vector", "NOT_FOUND"),
-    ("another digest", steered(f"sound@{'b' * 64}"), "vector", "INVALID"),
+    ("another digest", steered(f"sound@{'b' * 64}"), "vector", "NOT_FOUND"),
     ("a block the vector has not", steered(layers=(0, 1)), "layers[1]", "PRECONDITION"),
 ]
 

@@ -56,15 +56,23 @@ def _prompt_from_proto(message: generation_pb2.GenerationSpec, faults: list[Viol
     if kind == "tokens":
         return PromptIds(tuple(message.tokens.ids))
     if kind == "chat":
-        messages = tuple(
-            ChatMessage(one.role, one.content)
-            for one in islice(message.chat.messages, limits.MAX_MESSAGES + 1)
-        )
-        return Chat(messages, message.chat.final_message_open)
+        return chat_from_proto(message.chat)
     if kind is None:
         faults.append(Violation("prompt", "no prompt; set one of text, tokens, chat"))
         return PromptText(" ")
     return PromptText(message.text)
+
+
+def chat_from_proto(message: generation_pb2.Chat) -> Chat:
+    """Reads chat messages, one more than their limit at most."""
+    some = islice(message.messages, limits.MAX_MESSAGES + 1)
+    return Chat(tuple(ChatMessage(one.role, one.content) for one in some), message.final_message_open)
+
+
+def chat_to_proto(chat: Chat) -> generation_pb2.Chat:
+    """Writes chat messages."""
+    messages = (generation_pb2.Message(role=one.role, content=one.content) for one in chat.messages)
+    return generation_pb2.Chat(messages=messages, final_message_open=chat.final_message_open)
 
 
 def _sampling_from_proto(message: generation_pb2.SamplingParams) -> SamplingParams:
@@ -102,10 +110,7 @@ def generation_spec_to_proto(spec: GenerationSpec) -> generation_pb2.GenerationS
         message.tokens.ids.extend(spec.prompt.ids)
         message.tokens.SetInParent()
     else:
-        message.chat.final_message_open = spec.prompt.final_message_open
-        message.chat.SetInParent()
-        for one in spec.prompt.messages:
-            message.chat.messages.add(role=one.role, content=one.content)
+        message.chat.CopyFrom(chat_to_proto(spec.prompt))
     message.sampling.CopyFrom(_sampling_to_proto(spec.sampling))
     if spec.steering is not None:
         message.steering.CopyFrom(steering_to_proto(spec.steering))

@@ -68,6 +68,8 @@ def vector_to_proto(info: VectorInfo) -> vector_pb2.Vector:
             vector_pb2.VectorCentroids(layer=one.layer, count=one.count, min_cosine=one.min_cosine)
             for one in info.centroids
         ],
+        running_request_count=info.running_requests,
+        memory_bytes=info.memory_bytes,
     )
 
 
@@ -86,6 +88,8 @@ def vector_from_proto(message: vector_pb2.Vector) -> VectorInfo:
         metadata=dict(message.metadata),
         probes=tuple(map(_probe_from_proto, message.probes)),
         centroids=tuple(map(_centroids_from_proto, message.centroids)),
+        running_requests=message.running_request_count,
+        memory_bytes=message.memory_bytes,
     )
 
 
