@@ -65,7 +65,9 @@ class _Blocks:
             return cls(rule.vector, frozenset(rule.layers))
         facts = None if find_vector is None or rule.layers else find_vector(ref)
         # With its pin: versions of one vector may have other blocks.
-        return cls(ref.name.removeprefix("vectors/"), frozenset(rule.layers if facts is None else facts.layers))
+        return cls(
+            ref.name.removeprefix("vectors/"), frozenset(rule.layers if facts is None else facts.layers)
+        )
 
     def shared_with(self, other: _Blocks) -> str | None:
         """The first block that both steer, in words; None when there is none, or none is known."""

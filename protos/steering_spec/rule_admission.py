@@ -76,7 +76,7 @@ def _not_loaded(path: str, ref: VectorRef, find_vector: FindVector) -> Violation
     description = f"no vector {ref.id!r} is loaded"
     if current is not None:
         description = (
-            f"no version of {ref.id!r} with the digest {ref.sha256} is loaded; the current one has {current.sha256}"
+            f"no version of {ref.id!r} with the digest {ref.sha256} is loaded; it has {current.sha256}"
         )
     return Violation(path, description, ViolationKind.NOT_FOUND)
 

@@ -5,6 +5,7 @@ EngineError
 ├── VectorFileError        a vector file that is wrong; `.problems` says everything that is
 │   └── VectorMismatchError    a sound vector file that was made for another model
 ├── VectorExistsError      a name that is loaded with another file
+├── VectorMemoryError      a vector with which loaded vectors would take too much memory
 ├── VectorTableFullError   a vector for whose rows there is no room
 ├── NotFiniteError         a request's logits are not finite, most often because it is steered too strongly
 └── EngineStoppedError     the engine stopped (or failed) before the request was done
@@ -46,6 +47,25 @@ class VectorMismatchError(VectorFileError):
 
 class VectorExistsError(EngineError):
     """A name that is already loaded with another file."""
+
+
+class VectorMemoryError(EngineError):
+    """A vector with which loaded vectors would take too much memory; nothing of it is loaded.
+
+    Attributes:
+        needed: Bytes that it needs.
+        used: Bytes that loaded vectors take.
+        limit: Bytes that they may take.
+    """
+
+    def __init__(self, *, needed: int, used: int, limit: int) -> None:
+        self.needed = needed
+        self.used = used
+        self.limit = limit
+        super().__init__(
+            f"the vector needs {needed} bytes, and loaded vectors take {used} of {limit} already; unload some, or make "
+            "vector_memory_bytes larger"
+        )
 
 
 class VectorTableFullError(EngineError):

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -19,24 +19,27 @@ from steering_engine.engine.stability import SHARED
 from steering_engine.engine.tensor_parallel import Followers
 from steering_engine.errors import EngineStoppedError, ModelError
 from steering_engine.loading import LoadedModel, check_source, load_model
-from steering_engine.prompts import is_long, prompt_ids
+from steering_engine.prompts import detokenized, is_long, prompt_ids, tokenized
 from steering_engine.steering.compile import compile_plan
-from steering_engine.steering.plan import SteeringPlan
 from steering_engine.steering.table import DirectionTable
+from steering_engine.vectors.leases import VectorLease
 from steering_engine.vectors.registry import VectorRegistry
 from steering_spec import (
+    Chat,
     Completion,
     GenerationSpec,
     InvalidRequestError,
     ModelFacts,
     ModelInfo,
     Prompt,
+    PromptText,
     SamplingParams,
     StreamDelta,
     Violation,
     request_violations,
 )
 from steering_spec.admission import prompt_violations
+from steering_spec.facts import FindVector
 
 __all__ = ["EngineLimits", "SteeredModel"]
 
@@ -59,7 +62,7 @@ class SteeredModel:
         self.limits = limits
         rows = limits.vector_rows(loaded.block_count, loaded.hidden_size)
         table = DirectionTable(loaded.block_count, loaded.hidden_size, loaded.device, rows)
-        self.vectors = VectorRegistry(loaded, table)
+        self.vectors = VectorRegistry(loaded, table, limits.vector_memory_bytes)
         self.info = _describe(loaded, name, limits)
         self.engine: Engine = ContinuousEngine(loaded, table, limits, followers)
         self._counter = itertools.count()
@@ -139,31 +142,42 @@ class SteeredModel:
         # Callers may reuse their ids; the engine's must be unique.
         number = next(self._counter)
         own_id = f"{spec.request_id}#{number}" if spec.request_id else f"request-{number}"
-        if is_long(spec):  # judging and tokenizing take long then, and nobody else should wait for it
-            requests = await asyncio.to_thread(self._requests, spec, own_id, streaming=streaming)
-        else:
-            requests = self._requests(spec, own_id, streaming=streaming)
+        lease = self.vectors.lease()
+        try:
+            if is_long(spec):  # judging and tokenizing take long then, and nobody else should wait for it
+                requests = await asyncio.to_thread(self._requests, spec, own_id, lease, streaming=streaming)
+            else:
+                requests = self._requests(spec, own_id, lease, streaming=streaming)
+        except BaseException:
+            lease.release()
+            raise
         completions = [
             GrowingCompletion(request, index=index, request_id=spec.request_id or own_id, accepted=accepted)
             for index, request in enumerate(requests)
         ]
-        async with aclosing(self.engine.submit_many(requests)) as chunks:
+        # The engine gives the lease back: rows of a vector may be read until its last forward with them is over.
+        async with aclosing(self.engine.submit_many(requests, lease.release)) as chunks:
             async for index, chunk in chunks:
                 yield completions[index].add(chunk)
                 if chunk.finish_reason is not None:
                     yield completions[index].finish(chunk.finish_reason)
 
-    def _requests(self, spec: GenerationSpec, own_id: str, *, streaming: bool) -> list[EngineRequest]:
+    def _requests(
+        self, spec: GenerationSpec, own_id: str, lease: VectorLease, *, streaming: bool
+    ) -> list[EngineRequest]:
         """What the engine is asked for, one request for each completion."""
-        ids, faults = self.judge(spec)
+        ids, faults = self._judge(spec, lease.facts)
         if faults or ids is None:
             raise InvalidRequestError(faults)
         sampling = self._sampling(spec.sampling, room=self.info.facts.max_context_tokens - len(ids))
+        plan = None
+        if spec.steering is not None and spec.steering.rules:
+            plan = compile_plan(spec.steering, lease, ids)
         first = EngineRequest(
             request_id=own_id,
             prompt_ids=ids,
             sampling=sampling,
-            plan=self._plan(spec, ids),
+            plan=plan,
             streaming=streaming,
             banned_first_ids=spec.sampling.banned_first_ids,
             trace=spec.steering_trace,
@@ -180,6 +194,11 @@ class SteeredModel:
 
     def judge(self, spec: GenerationSpec) -> tuple[tuple[int, ...] | None, list[Violation]]:
         """The prompt's ids, None where it gives none, and everything that keeps a request from being run."""
+        return self._judge(spec, self.vectors.facts)
+
+    def _judge(
+        self, spec: GenerationSpec, find_vector: FindVector
+    ) -> tuple[tuple[int, ...] | None, list[Violation]]:
         facts = self.info.facts
         ids, refused = None, list[Violation]()
         # A sound prompt is tokenized whatever else is wrong, so that everything comes back in one answer.
@@ -188,7 +207,7 @@ class SteeredModel:
                 ids = self.prompt_ids(spec.prompt)
             except InvalidRequestError as error:
                 refused += error.violations
-        return ids, refused + request_violations(spec, facts, self.vectors.facts, ids)
+        return ids, refused + request_violations(spec, facts, find_vector, ids)
 
     def _sampling(self, asked: SamplingParams, room: int) -> Sampling:
         return Sampling(
@@ -207,11 +226,6 @@ class SteeredModel:
             top_logprobs=asked.top_logprobs,
         )
 
-    def _plan(self, spec: GenerationSpec, prompt_ids: tuple[int, ...]) -> SteeringPlan | None:
-        if spec.steering is None or not spec.steering.rules:
-            return None
-        return compile_plan(spec.steering, self.vectors, prompt_ids)
-
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """The token ids of a prompt; text is tokenized as it stands, chat is rendered by the model's template.
 
@@ -219,6 +233,18 @@ class SteeredModel:
             InvalidRequestError: The prompt has no tokens, or the template refuses the messages.
         """
         return prompt_ids(self.loaded.tokenizer, prompt)
+
+    def tokenize(self, prompt: PromptText | Chat) -> list[int]:
+        """The ids that generation would use; none for a text without tokens.
+
+        Raises:
+            InvalidRequestError: The template refuses the messages.
+        """
+        return tokenized(self.loaded.tokenizer, prompt)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of ids."""
+        return detokenized(self.loaded.tokenizer, ids, skip_special_tokens=skip_special_tokens)
 
     def stats(self) -> EngineStats:
         """The load now and the counts since start."""

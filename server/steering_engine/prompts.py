@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -22,15 +23,31 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
     """
     if isinstance(prompt, PromptIds):
         return prompt.ids
-    field = "text"
-    if isinstance(prompt, PromptText):
-        ids = tokenizer(prompt.text)["input_ids"]
-    else:
-        field = "chat.messages"
-        ids = _chat_ids(tokenizer, prompt)
+    ids = tokenized(tokenizer, prompt)
     if not ids:
+        field = "text" if isinstance(prompt, PromptText) else "chat.messages"
         raise InvalidRequestError([Violation(field, "the prompt has no tokens")])
     return tuple(ids)
+
+
+def tokenized(tokenizer: Any, prompt: PromptText | Chat) -> list[int]:
+    """The same of a text or a chat that may have no tokens.
+
+    Raises:
+        InvalidRequestError: The template refuses the messages.
+    """
+    if isinstance(prompt, Chat):
+        return _chat_ids(tokenizer, prompt)
+    ids: list[int] = tokenizer(prompt.text)["input_ids"]
+    return ids
+
+
+def detokenized(tokenizer: Any, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+    """The text of ids, without any tidying up of spaces."""
+    text: str = tokenizer.decode(
+        list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+    )
+    return text
 
 
 def _chat_ids(tokenizer: Any, chat: Chat) -> list[int]:

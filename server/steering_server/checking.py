@@ -36,7 +36,7 @@ def check(config: ServerConfig) -> tuple[list[str], str]:
         try:
             faults += [f"vector not loaded: {failure}" for failure in load_vectors(config, model)]
             faults += faults_of(lambda: _check_default_steering(config, model))
-            count = len(model.vectors.infos())
+            count = model.vectors.count()
             summary = f"all is well ({model.info.facts.name}, {count} vector{'' if count == 1 else 's'})"
         finally:
             asyncio.run(model.close())

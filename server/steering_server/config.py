@@ -97,8 +97,10 @@ class ServerConfig(BaseModel):
     said otherwise."""
     offload_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     "Memory of the host, in GiB, for cached rows of requests that give way to others (CUDA devices only)."
+    vector_memory_bytes: AtLeastOne | None = None
+    "Most memory that loaded vectors take in all: tensors, rows on the device, contexts (1 GiB)."
     vector_table_bytes: AtLeastOne | None = None
-    "Memory that loaded vectors may take."
+    "Memory of the device for the rows that loaded vectors are made of (1 GiB, or 16,384 rows of each block)."
     default_steering: Path | None = None
     """File with the steering of requests that name none: a steering.v1.SteeringSpec as JSON. A request's own replaces
     it, and an empty one switches it off."""

@@ -81,6 +81,7 @@ def load_model(config: ServerConfig) -> SteeredModel:
         "cuda_graphs": config.cuda_graphs,
         "offload_gib": config.offload_gib,
         "vector_table_bytes": config.vector_table_bytes,
+        "vector_memory_bytes": config.vector_memory_bytes,
     }
     return SteeredModel.load(
         resolve_model(config.model),
@@ -107,7 +108,7 @@ async def _serve(
         server = SteeringServer(model, config, credentials)
         stop = _stop_signal(server.hurry)
         address = await server.start()
-        count = len(model.vectors.infos())
+        count = model.vectors.count()
         name = model.info.facts.name
         announce(
             f"steering-server: listening on {address} ({name}, {count} vector{'' if count == 1 else 's'})"

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import TypeAlias
 
+from steering_engine.engine.limits import PAGE_TOKENS
 from steering_engine.model import SteeredModel
 from steering_server.rpc.backlog import Backlog
+from steering_spec import ServerStats
 
 Reading: TypeAlias = tuple[str, str, float]
+
+_PACKAGES = ("pivotal-steering", "torch", "transformers", "tokenizers", "safetensors", "grpcio", "protobuf")
 
 
 class Readings:
@@ -33,11 +41,41 @@ class Readings:
         self._backlog = backlog
         self._serving = serving
         self._certificate_expiry = certificate_expiry
+        self._started, self._clock = datetime.now(UTC), time.monotonic()
+        self._versions = {name: _version(name) for name in _PACKAGES}
+        self._versions["python"] = platform.python_version()
 
     def model(self) -> dict[str, str]:
         """What is served."""
         info = self._model.info
         return {"model": info.facts.name, "architecture": info.architecture, "dtype": info.dtype}
+
+    def stats(self) -> ServerStats:
+        """The server as GetServerStats tells it."""
+        stats, limits, vectors = self._model.stats(), self._model.limits, self._model.vectors
+        memory, (used_rows, rows) = vectors.memory(), vectors.table_rows()
+        pages, free = limits.cache_pages, stats.free_cache_tokens // PAGE_TOKENS
+        return ServerStats(
+            versions=self._versions,
+            started=self._started,
+            uptime_seconds=time.monotonic() - self._clock,
+            serving=self._serving(),
+            device=str(self._model.loaded.device),
+            running_completions=stats.active_requests,
+            queued_requests=stats.waiting_requests,
+            unfinished_completions=self._backlog.held,
+            unfinished_limit=self._backlog.limit,
+            cache_page_tokens=PAGE_TOKENS,
+            cache_pages=pages,
+            used_cache_pages=max(0, pages - free),
+            generated_tokens=stats.generated_tokens,
+            steered_rows=stats.steered_rows,
+            vectors=vectors.count(),
+            vector_memory_bytes=memory.used,
+            vector_memory_limit_bytes=memory.limit,
+            used_vector_rows=used_rows,
+            vector_rows=rows,
+        )
 
     def counts(self) -> Iterator[Reading]:
         """What only grows."""
@@ -62,7 +100,10 @@ class Readings:
             "Tokens of the KV cache that are free or kept for sharing only.",
             stats.free_cache_tokens,
         )
-        yield "steering_vectors", "Loaded vectors.", len(self._model.vectors.infos())
+        yield "steering_vectors", "Loaded vectors, all versions.", self._model.vectors.count()
+        memory = self._model.vectors.memory()
+        yield "steering_vector_memory_bytes", "Memory that loaded vectors take.", memory.used
+        yield "steering_vector_memory_limit_bytes", "Most memory that they may take.", memory.limit
         yield "steering_serving", "1 while the server is healthy, else 0.", self._serving()
         if self._certificate_expiry is not None:
             yield (
@@ -70,3 +111,10 @@ class Readings:
                 "When the server's certificate expires, in seconds since 1970.",
                 self._certificate_expiry(),
             )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

@@ -79,20 +79,21 @@ class SteeringServer:
             default_steering = read_default_steering(path)
             check_default_steering(path, default_steering, model)
         backlog = Backlog(config.max_queued)
-        services = add_services(self._server, model, config, backlog, self._metrics, default_steering)
+        expiry = self._credentials.certificate_expiry
+        readings = Readings(
+            model,
+            backlog,
+            lambda: self._healthy,
+            (lambda: expiry().timestamp()) if self._credentials.has_tls else None,
+        )
+        self._metrics.read(readings)
+        services = add_services(
+            self._server, model, config, backlog, self._metrics, default_steering, readings.stats
+        )
         self._health_names = ("", *services)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        expiry = self._credentials.certificate_expiry
-        self._metrics.read(
-            Readings(
-                model,
-                backlog,
-                lambda: self._healthy,
-                (lambda: expiry().timestamp()) if self._credentials.has_tls else None,
-            )
-        )
 
     @property
     def metrics_url(self) -> str | None:

@@ -143,7 +143,7 @@ async def test_vectors_are_listed_and_loaded(model_folder: Path, tmp_path: Path)
             for number in range(60):
                 await client.load_vector(f"v{number:02}", path_on_server="one.safetensors", sha256=digest)
             await client.load_vector("sent", file=path.read_bytes())
-            names = [info.name for info in await client.vectors()]
+            names = [info.name for info in await client.list_vectors()]
     assert names == ["vectors/sent", *(f"vectors/v{number:02}" for number in range(60))]
 
 

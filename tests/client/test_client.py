@@ -206,7 +206,7 @@ def test_vectors_are_listed_over_all_pages_and_loaded_in_every_way(
     model_folder: Path, tmp_path: Path
 ) -> None:
     with LiveServer(model_folder, vectors=tmp_path) as server, Client(server.address) as client:
-        assert client.vectors() == []
+        assert client.list_vectors() == []
         loaded = server.model.loaded
         path = save_random_vector(tmp_path, loaded, "one", [0])
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -216,7 +216,7 @@ def test_vectors_are_listed_over_all_pages_and_loaded_in_every_way(
         assert client.load_vector("three", file=path.read_bytes()).sha256 == digest
         for number in range(60):
             server.model.vectors.load(f"many-{number:02}", path)
-        names = [info.name for info in client.vectors()]
+        names = [info.name for info in client.list_vectors()]
         assert len(names) == 63 > limits.DEFAULT_PAGE_SIZE
         assert names == sorted(set(names))
         other = save_random_vector(tmp_path, loaded, "other", [1], seed=9)

@@ -126,7 +126,7 @@ def test_random_vectors_differ_from_the_vector_in_direction_alone(
     report: EvaluationReport, server: LiveServer
 ) -> None:
     with Client(server.address) as client:
-        infos = {one.name.removeprefix("vectors/"): one for one in client.vectors()}
+        infos = {one.name.removeprefix("vectors/"): one for one in client.list_vectors()}
     own = infos[report.vectors[0].id]
     random = [info for name, info in infos.items() if name.startswith("random-") and "-pivot-" in name]
 

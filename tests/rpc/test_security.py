@@ -78,7 +78,7 @@ def test_a_known_server_and_a_token_with_the_scope_get_a_completion(guarded: Gua
         assert client.generate("hi", sampling=ONE).tokens
         with client.stream("hi", sampling=ONE) as stream:
             assert list(stream)
-        assert [vector.name for vector in client.vectors()] == ["vectors/calm", "vectors/pivot"]
+        assert [vector.name for vector in client.list_vectors()] == ["vectors/calm", "vectors/pivot"]
 
 
 async def test_the_asyncio_client_has_the_same_names(guarded: Guarded) -> None:

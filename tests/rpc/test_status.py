@@ -273,6 +273,7 @@ def test_reasons_are_unique_and_stable() -> None:
         "UNKNOWN_TOKEN",
         "VECTOR_EXISTS",
         "VECTOR_FOR_ANOTHER_MODEL",
+        "VECTOR_MEMORY_FULL",
         "VECTOR_TABLE_FULL",
     ]
 

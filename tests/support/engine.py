@@ -102,7 +102,7 @@ class Pieces:
 
 def engine_request(model: SteeredModel, spec: GenerationSpec, request_id: str) -> EngineRequest:
     """The engine's request for a spec, through end-of-sequence tokens."""
-    (request,) = model._requests(spec, request_id, streaming=False)
+    (request,) = model._requests(spec, request_id, model.vectors.lease(), streaming=False)
     return replace(request, sampling=replace(request.sampling, stop_at_eos=False))
 
 

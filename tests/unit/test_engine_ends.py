@@ -121,5 +121,5 @@ class TestEnds:
         facts = cramped.info.facts
         assert facts.max_context_tokens < facts.default_max_tokens
         spec = GenerationSpec(prompt(20), SamplingParams(temperature=0))
-        (request,) = cramped._requests(spec, "default", streaming=False)
+        (request,) = cramped._requests(spec, "default", cramped.vectors.lease(), streaming=False)
         assert request.sampling.max_tokens == facts.max_context_tokens - 20

@@ -83,9 +83,9 @@ class TestDescribing:
         self, registry: VectorRegistry, sound: bytes
     ) -> None:
         digest = registry.load("vectors/calm", sound).sha256
-        assert registry.facts(VectorRef("calm", "0" * 64)) == VectorFacts(
-            digest, (0, 2), 3, probes={0: 0.7, 1: None}, centroids={1: None, 2: 0.6}
-        )
+        told = VectorFacts(digest, (0, 2), 3, probes={0: 0.7, 1: None}, centroids={1: None, 2: 0.6})
+        assert registry.facts(VectorRef("calm")) == registry.facts(VectorRef("calm", digest)) == told
+        assert registry.facts(VectorRef("calm", "0" * 64)) is None
 
     def test_a_vector_with_directions_only_has_neither_probes_nor_centroids(
         self, registry: VectorRegistry, loaded: LoadedModel

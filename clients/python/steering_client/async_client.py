@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -16,7 +16,7 @@ from steering_client.errors import ConnectionFailedError, DeadlineExceededError,
 from steering_client.prompts import Prompt, Steering
 from steering_client.security import Tls, security_of
 from steering_client.transport import Call, Generation, StreamEvent, StreamReader
-from steering_spec import Completion, ModelInfo, SamplingParams, StreamDelta, VectorInfo
+from steering_spec import Completion, ModelInfo, SamplingParams, ServerStats, StreamDelta, VectorInfo
 
 T = TypeVar("T")
 
@@ -53,14 +53,37 @@ class AsyncClient:
         """The served model."""
         return await self._run(transport.get_model(), timeout)
 
-    async def vectors(self, *, timeout: float | None = None) -> list[VectorInfo]:
-        """All vectors, ordered by name; the timeout is for each page."""
-        page = await self._run(transport.list_vectors(""), timeout)
+    async def server_stats(self, *, timeout: float | None = None) -> ServerStats:
+        """The server's load now, its counts since it started, and its versions."""
+        return await self._run(transport.server_stats(), timeout)
+
+    async def tokenize(self, prompt: Prompt, *, timeout: float | None = None) -> tuple[int, ...]:
+        """The token ids of a prompt; see `Client.tokenize`."""
+        return await self._run(transport.tokenize(prompt), timeout)
+
+    async def detokenize(
+        self, ids: Iterable[int], *, skip_special_tokens: bool = False, timeout: float | None = None
+    ) -> str:
+        """The text of token ids; see `Client.detokenize`."""
+        call = transport.detokenize(ids, skip_special_tokens=skip_special_tokens)
+        return await self._run(call, timeout)
+
+    async def list_vectors(
+        self, *, all_versions: bool = False, timeout: float | None = None
+    ) -> list[VectorInfo]:
+        """The vectors, ordered by name; see `Client.list_vectors`."""
+        page = await self._run(transport.list_vectors("", all_versions=all_versions), timeout)
         found = [*page.vectors]
         while page.next_token:
-            page = await self._run(transport.list_vectors(page.next_token), timeout)
+            page = await self._run(
+                transport.list_vectors(page.next_token, all_versions=all_versions), timeout
+            )
             found += page.vectors
         return found
+
+    async def get_vector(self, name: str, *, timeout: float | None = None) -> VectorInfo:
+        """Describes one vector; see `Client.get_vector`."""
+        return await self._run(transport.get_vector(name), timeout)
 
     async def load_vector(
         self,
@@ -69,10 +92,19 @@ class AsyncClient:
         file: Path | bytes | None = None,
         path_on_server: str | None = None,
         sha256: str = "",
+        replace: bool = False,
         timeout: float | None = None,
     ) -> VectorInfo:
         """See `Client.load_vector`; give bytes where reading a file would hold the event loop up."""
-        return await self._run(transport.load_vector(name, file, path_on_server, sha256), timeout)
+        call = transport.load_vector(name, file, path_on_server, sha256, replace=replace)
+        return await self._run(call, timeout)
+
+    async def unload_vector(self, name: str, *, timeout: float | None = None) -> VectorInfo:
+        """Unloads one version of a vector, and waits for the requests that use it; see `Client.unload_vector`.
+
+        Cancelling the task ends the waiting only: the vector is unloaded all the same.
+        """
+        return await self._run(transport.unload_vector(name), timeout)
 
     async def generate(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -14,7 +14,7 @@ from steering_client.errors import ConnectionFailedError, DeadlineExceededError,
 from steering_client.prompts import Prompt, Steering
 from steering_client.security import Tls, security_of
 from steering_client.transport import Call, Generation, StreamEvent, StreamReader
-from steering_spec import Completion, ModelInfo, SamplingParams, StreamDelta, VectorInfo
+from steering_spec import Completion, ModelInfo, SamplingParams, ServerStats, StreamDelta, VectorInfo
 
 if TYPE_CHECKING:
     from grpc import _CallIterator as CallIterator  # a name of the type stubs; gRPC itself has none
@@ -70,14 +70,64 @@ class Client:
         """The served model."""
         return self._run(transport.get_model(), timeout)
 
-    def vectors(self, *, timeout: float | None = None) -> list[VectorInfo]:
-        """All vectors, ordered by name; the timeout is for each page."""
-        page = self._run(transport.list_vectors(""), timeout)
+    def server_stats(self, *, timeout: float | None = None) -> ServerStats:
+        """The server's load now, its counts since it started, and its versions."""
+        return self._run(transport.server_stats(), timeout)
+
+    def tokenize(self, prompt: Prompt, *, timeout: float | None = None) -> tuple[int, ...]:
+        """The token ids that generation would use for a prompt.
+
+        Args:
+            prompt: A string as it stands, or chat messages; it may be longer than the model's context.
+            timeout: Seconds.
+
+        Raises:
+            InvalidArgumentError: The prompt is too long, or no text.
+            TypeError: The prompt is token ids already.
+        """
+        return self._run(transport.tokenize(prompt), timeout)
+
+    def detokenize(
+        self, ids: Iterable[int], *, skip_special_tokens: bool = False, timeout: float | None = None
+    ) -> str:
+        """The text of token ids.
+
+        Args:
+            ids: The ids.
+            skip_special_tokens: Leave special tokens out, as the text of a completion does.
+            timeout: Seconds.
+
+        Raises:
+            InvalidArgumentError: There are too many, or some are none of the model's.
+        """
+        call = transport.detokenize(ids, skip_special_tokens=skip_special_tokens)
+        return self._run(call, timeout)
+
+    def list_vectors(self, *, all_versions: bool = False, timeout: float | None = None) -> list[VectorInfo]:
+        """The current version of every vector, ordered by name; the timeout is for each page.
+
+        Args:
+            all_versions: List all versions of each name, the current one first.
+            timeout: Seconds.
+        """
+        page = self._run(transport.list_vectors("", all_versions=all_versions), timeout)
         found = [*page.vectors]
         while page.next_token:
-            page = self._run(transport.list_vectors(page.next_token), timeout)
+            page = self._run(transport.list_vectors(page.next_token, all_versions=all_versions), timeout)
             found += page.vectors
         return found
+
+    def get_vector(self, name: str, *, timeout: float | None = None) -> VectorInfo:
+        """Describes one vector.
+
+        Args:
+            name: `vectors/{id}` or the id alone, for the current version; or either with `@{sha256}`.
+            timeout: Seconds.
+
+        Raises:
+            NotFoundError: It is not loaded.
+        """
+        return self._run(transport.get_vector(name), timeout)
 
     def load_vector(
         self,
@@ -86,22 +136,50 @@ class Client:
         file: Path | bytes | None = None,
         path_on_server: str | None = None,
         sha256: str = "",
+        replace: bool = False,
         timeout: float | None = None,
     ) -> VectorInfo:
         """Loads a vector so that requests may name it; the same file and name again change nothing.
+
+        The server keeps it until it is unloaded or the server ends; after a restart only the server's own directory
+        is loaded again.
 
         Args:
             name: `vectors/{id}`, or the id alone.
             file: A file of this machine, or its bytes; or else
             path_on_server: a path in the server's vector directory, relative to it.
             sha256: Expected digest of the file, lowercase hex; empty checks none.
+            replace: Make the file the current version though the name has another one, which stays loaded as
+                `vectors/{id}@{sha256}`; requests that run keep what they began with.
             timeout: Seconds.
 
         Raises:
-            AlreadyExistsError: The name is loaded with another file.
+            AlreadyExistsError: The name has another file, and `replace` is not set.
             FailedPreconditionError: The vector was made for another model.
+            ResourceExhaustedError: There is no room for it.
         """
-        return self._run(transport.load_vector(name, file, path_on_server, sha256), timeout)
+        call = transport.load_vector(name, file, path_on_server, sha256, replace=replace)
+        return self._run(call, timeout)
+
+    def unload_vector(self, name: str, *, timeout: float | None = None) -> VectorInfo:
+        """Unloads one version of a vector, and waits until the requests that use it have ended.
+
+        New requests don't find it from the first moment on. Where the timeout passes, it is unloaded all the same, and
+        its memory is free when the last of those requests ends.
+
+        Args:
+            name: `vectors/{id}` or the id alone, for the current version; or either with `@{sha256}`.
+            timeout: Seconds.
+
+        Returns:
+            What was unloaded, as it was then.
+
+        Raises:
+            NotFoundError: It is not loaded.
+            FailedPreconditionError: The server's default steering uses it.
+            DeadlineExceededError: Requests that use it still ran when the timeout had passed.
+        """
+        return self._run(transport.unload_vector(name), timeout)
 
     def generate(
         self,

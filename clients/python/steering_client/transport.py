@@ -6,7 +6,8 @@ the server and back. The only module of this package that knows the generated pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,11 +19,15 @@ from steering_client.errors import InternalError, InvalidArgumentError
 from steering_client.prompts import Prompt, Steering, prompt_of, steering_of
 from steering_spec import (
     Completion,
+    DetokenizeSpec,
     GenerationSpec,
     ModelInfo,
+    PromptIds,
     SamplingParams,
+    ServerStats,
     SteeringAct,
     StreamDelta,
+    TokenizeSpec,
     VectorInfo,
     Violation,
     limits,
@@ -31,6 +36,9 @@ from steering_spec import (
 from steering_spec.convert.completion import act_from_proto, completion_from_proto, delta_from_proto
 from steering_spec.convert.request import generation_spec_to_proto
 from steering_spec.convert.resources import model_from_proto, vector_from_proto
+from steering_spec.convert.stats import stats_from_proto
+from steering_spec.convert.tokenizing import detokenize_to_proto, tokenize_to_proto
+from steering_spec.tokenizing_admission import detokenize_violations, tokenize_violations
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
@@ -72,6 +80,47 @@ def get_model() -> Call[ModelInfo]:
     )
 
 
+def server_stats() -> Call[ServerStats]:
+    """Asks how the server is."""
+    request = model_pb2.GetServerStatsRequest()
+    return _call(
+        "ModelService/GetServerStats",
+        request,
+        model_pb2.GetServerStatsResponse,
+        lambda r: stats_from_proto(r.stats),
+    )
+
+
+def tokenize(prompt: Prompt) -> Call[tuple[int, ...]]:
+    """Asks for the ids of a text or a chat.
+
+    Raises:
+        InvalidArgumentError: Something is wrong; all that can be known without the server, at once.
+        TypeError: The prompt is ids already, or of a type that no prompt has.
+    """
+    given = prompt_of(prompt)
+    if isinstance(given, PromptIds):
+        raise TypeError("token ids are no text; give a string or chat messages")
+    spec = TokenizeSpec(given)
+    if faults := tokenize_violations(spec):
+        raise InvalidArgumentError.of(faults)
+    request = tokenize_to_proto(spec)
+    return _call("ModelService/Tokenize", request, model_pb2.TokenizeResponse, lambda r: tuple(r.ids))
+
+
+def detokenize(ids: Iterable[int], *, skip_special_tokens: bool) -> Call[str]:
+    """Asks for the text of ids.
+
+    Raises:
+        InvalidArgumentError: Something is wrong; all that can be known without the server, at once.
+    """
+    spec = DetokenizeSpec(tuple(map(operator.index, ids)), skip_special_tokens)
+    if faults := detokenize_violations(spec):
+        raise InvalidArgumentError.of(faults)
+    request = detokenize_to_proto(spec)
+    return _call("ModelService/Detokenize", request, model_pb2.DetokenizeResponse, lambda r: r.text)
+
+
 @dataclass(frozen=True, slots=True)
 class VectorPage:
     """One page of vectors, and the token of the next one; empty at the end."""
@@ -80,18 +129,29 @@ class VectorPage:
     next_token: str
 
 
-def list_vectors(page_token: str) -> Call[VectorPage]:
+def list_vectors(page_token: str, *, all_versions: bool) -> Call[VectorPage]:
     """Asks for one page of the vectors."""
 
     def read(response: vector_pb2.ListVectorsResponse) -> VectorPage:
         return VectorPage(tuple(map(vector_from_proto, response.vectors)), response.next_page_token)
 
-    request = vector_pb2.ListVectorsRequest(page_token=page_token)
+    request = vector_pb2.ListVectorsRequest(page_token=page_token, all_versions=all_versions)
     return _call("VectorService/ListVectors", request, vector_pb2.ListVectorsResponse, read)
 
 
+def get_vector(name: str) -> Call[VectorInfo]:
+    """Asks for one vector."""
+    request = vector_pb2.GetVectorRequest(name=_vector_name(name))
+    return _call(
+        "VectorService/GetVector",
+        request,
+        vector_pb2.GetVectorResponse,
+        lambda r: vector_from_proto(r.vector),
+    )
+
+
 def load_vector(
-    name: str, file: Path | bytes | None, path_on_server: str | None, sha256: str
+    name: str, file: Path | bytes | None, path_on_server: str | None, sha256: str, *, replace: bool
 ) -> Call[VectorInfo]:
     """Loads a vector from a file of this machine (a path or bytes) or of the server's directory.
 
@@ -102,7 +162,7 @@ def load_vector(
     """
     if (file is None) == (path_on_server is None):
         raise TypeError("give exactly one of file and path_on_server")
-    request = vector_pb2.LoadVectorRequest(name=f"vectors/{name.removeprefix('vectors/')}", sha256=sha256)
+    request = vector_pb2.LoadVectorRequest(name=_vector_name(name), sha256=sha256, replace=replace)
     if path_on_server is not None:
         request.path = path_on_server
     if file is not None:
@@ -116,6 +176,21 @@ def load_vector(
         vector_pb2.LoadVectorResponse,
         lambda r: vector_from_proto(r.vector),
     )
+
+
+def unload_vector(name: str) -> Call[VectorInfo]:
+    """Unloads one version of a vector."""
+    request = vector_pb2.UnloadVectorRequest(name=_vector_name(name))
+    return _call(
+        "VectorService/UnloadVector",
+        request,
+        vector_pb2.UnloadVectorResponse,
+        lambda r: vector_from_proto(r.vector),
+    )
+
+
+def _vector_name(name: str) -> str:
+    return f"vectors/{name.removeprefix('vectors/')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,9 @@ class Engine(Protocol):
         """
         ...
 
-    def submit_many(self, requests: Sequence[EngineRequest]) -> AsyncGenerator[tuple[int, EngineChunk], None]:
+    def submit_many(
+        self, requests: Sequence[EngineRequest], released: Callable[[], None] | None = None
+    ) -> AsyncGenerator[tuple[int, EngineChunk], None]:
         """Starts completions of one prompt, which is computed once for all of them; yields chunks as they come.
 
         Each has the tokens that it would have alone, and may be cancelled alone by its id. Closing the iterator ends
@@ -146,6 +148,9 @@ class Engine(Protocol):
         Args:
             requests: At least one. They may differ in their ids, their seeds, `until` and `streaming`, and in nothing
                 else.
+            released: Called once, from any thread, when no forward will look at the requests' plans any more: once an
+                iterator that was begun has ended, and its requests with it; of those that were cancelled or failed, at
+                the step that frees their rows.
 
         Yields:
             The place of a completion in `requests`, and a chunk of it. The iterator ends after the last chunk of each.

@@ -10,7 +10,7 @@ import asyncio
 import atexit
 import itertools
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -86,15 +86,31 @@ class ContinuousEngine:
                 yield chunk
 
     async def submit_many(
-        self, requests: Sequence[EngineRequest]
+        self, requests: Sequence[EngineRequest], released: Callable[[], None] | None = None
     ) -> AsyncGenerator[tuple[int, EngineChunk], None]:
         """See `Engine.submit_many`."""
+        runs: list[Run] = []
+        try:
+            async with aclosing(self._chunks(requests, runs)) as chunks:
+                async for index, chunk in chunks:
+                    yield index, chunk
+        finally:
+            if released is not None:
+                # A run that finished has had its last forward; others may be in one.
+                keys = [run.key for run in runs if run.finish_reason is None]
+                self._manager.when_gone(keys, released)
+
+    async def _chunks(
+        self, requests: Sequence[EngineRequest], runs: list[Run]
+    ) -> AsyncGenerator[tuple[int, EngineChunk], None]:
+        """Runs the requests, whose runs it puts into `runs`."""
         self._check(requests)
         ready = asyncio.Event()
         families = self._families(requests, ready)
         going_on = dict(enumerate((run, family) for family in families for run in family))
         for run, _ in going_on.values():
             self._runs[run.key] = self._running[run.request.request_id] = run
+        runs += (run for run, _ in going_on.values())
         try:
             for family in families:
                 self._manager.enqueue(family)

@@ -14,6 +14,8 @@ from steering_engine.steering.table import DEFAULT_CAPACITY
 PAGE_TOKENS = 16
 """Tokens of one cache page; prefixes are shared in whole pages."""
 
+DEFAULT_VECTOR_MEMORY_BYTES = 1 << 30
+
 _DEFAULT_VECTOR_TABLE_BYTES = 1 << 30
 _LEAST_CONTEXT = 4  # what a server's first request, which warms up, needs
 _LEAST_CACHE_TOKENS = 4 * PAGE_TOKENS  # what the trial at load needs
@@ -38,6 +40,8 @@ class EngineLimits:
             it they are computed again. CUDA devices only.
         vector_table_bytes: Memory of the device for what loaded vectors are made of; a CPU's is taken as vectors are
             loaded. None means 1 GiB, and at most 16,384 rows of each block.
+        vector_memory_bytes: Most memory that loaded vectors take in all: their tensors, their rows on the device, and
+            their contexts.
     """
 
     max_concurrent_requests: int = 128
@@ -49,9 +53,11 @@ class EngineLimits:
     cuda_graphs: bool | None = None
     offload_gib: float = 0.0
     vector_table_bytes: int | None = None
+    vector_memory_bytes: int = DEFAULT_VECTOR_MEMORY_BYTES
 
     def __post_init__(self) -> None:
-        for name in ("max_concurrent_requests", "max_batch_tokens", "cache_tokens", "default_max_tokens"):
+        counts = ("max_concurrent_requests", "max_batch_tokens", "cache_tokens", "default_max_tokens")
+        for name in (*counts, "vector_memory_bytes"):
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.cache_tokens < _LEAST_CACHE_TOKENS:
@@ -67,6 +73,11 @@ class EngineLimits:
                 f"max_context_tokens ({self.max_context_tokens}) exceeds cache_tokens ({self.cache_tokens}): "
                 "one request would not fit into the cache"
             )
+
+    @property
+    def cache_pages(self) -> int:
+        """Pages that the KV cache has."""
+        return -(-self.cache_tokens // PAGE_TOKENS)
 
     def context_tokens(self, model_context: int) -> int:
         """The longest prompt plus completion of one request on a model with the given context length."""

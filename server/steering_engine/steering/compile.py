@@ -6,13 +6,13 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from steering_engine.steering.ops import effect_of
 from steering_engine.steering.plan import CompiledRule, SteeringPlan
 from steering_engine.steering.selectors import resolve_selector
 from steering_engine.steering.triggers import CompiledTrigger, ContextCondition, Reading
-from steering_engine.vectors.registry import RegisteredVector, VectorRegistry
+from steering_engine.vectors.registered import RegisteredVector
 from steering_spec import (
     Clamp,
     ConflictPolicy,
@@ -30,14 +30,27 @@ from steering_spec.trigger_admission import readable_blocks
 _T = TypeVar("_T")
 
 
-def compile_plan(spec: SteeringSpec, registry: VectorRegistry, prompt_ids: Sequence[int]) -> SteeringPlan:
+class Vectors(Protocol):
+    """Where vectors are looked up: the registry, or a request's lease."""
+
+    def find(self, ref: VectorRef) -> RegisteredVector | None:
+        """The pinned version, or else the current one; None when it is not loaded."""
+        ...
+
+
+def compile_plan(spec: SteeringSpec, vectors: Vectors, prompt_ids: Sequence[int]) -> SteeringPlan:
     """Compiles a spec that admission found nothing wrong with.
 
     Rules with strength 0 do nothing at all: they are told in `applied`, and leave no trace in the computation.
+
+    Args:
+        spec: The steering.
+        vectors: Where its vectors are found. Their rows are the plan's for as long as they are leased.
+        prompt_ids: Token ids of the prompt.
     """
     compiled, applied = [], []
     for index, rule in enumerate(spec.rules):
-        registered = registry.find(VectorRef.parse(rule.vector))
+        registered = vectors.find(VectorRef.parse(rule.vector))
         if registered is None:
             raise KeyError(f"{rule.vector} is not loaded")  # admission has looked it up just before
         full = _canonical(rule, registered)

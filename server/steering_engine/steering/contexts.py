@@ -16,6 +16,9 @@ from steering_spec.limits import MAX_CONTEXT_MATCH
 MAX_CONTEXT_TOKENS = MAX_CONTEXT_MATCH
 """Longest recorded context; more ids than that have never to be compared, which bounds the cost of a step."""
 
+BYTES_PER_ID = 300
+"""What an id of a context takes about, ready for matching."""
+
 
 class _Node(dict[int, "_Node"]):
     """Children by id; the ids are read from the newest to the oldest."""

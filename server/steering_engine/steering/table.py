@@ -91,6 +91,13 @@ class DirectionTable:
                 )
             self._slots[block].give_back(returned)
 
+    def fullest(self) -> tuple[int, int]:
+        """Rows that are handed out of the block with the fewest free ones, and rows that each block can hand out."""
+        with self._lock:
+            free = min(slots.free for slots in self._slots)
+            total = self._slots[0].total
+        return total - free, total
+
     def directions(self, block: int, slots: torch.Tensor) -> torch.Tensor:
         """The rows of `slots` `[rows]` at a block: `[rows, hidden]` float32."""
         # An index in brackets takes five times as long on a CPU.

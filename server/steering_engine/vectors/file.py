@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.torch import load, save
 from steering_engine.errors import VectorFileError
 from steering_engine.vectors.schema import SCHEMA, SteeringVector, VectorMetadata
 from steering_engine.vectors.tensors import tensor_problems, tensors_of, vector_of
+from steering_spec import limits
 
 
 def save_vector(path: Path, vector: SteeringVector) -> str:
@@ -67,7 +70,39 @@ def load_vector(path: Path) -> SteeringVector:
         VectorFileError: The file is wrong; the error holds every problem.
         FileNotFoundError: There is no such file.
     """
-    return parse_vector(path.read_bytes(), source=path.name)
+    return parse_vector(read_vector_file(path), source=path.name)
+
+
+def read_vector_file(path: Path) -> bytes:
+    """The bytes of a vector file; its size is judged before anything is read.
+
+    Raises:
+        VectorFileError: It is too large, or no file at all.
+        OSError: It can't be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+        raise VectorFileError(path.name, ["not a regular file"])
+    most = limits.MAX_VECTOR_FILE_BYTES
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b""
+    if size > most or len(data) > most:  # it may grow while it is read
+        raise VectorFileError(path.name, [f"{max(size, len(data))} bytes; at most {most} are allowed"])
+    return data
+
+
+def check_inside(path: Path, directory: Path) -> None:
+    """Refuses a link that leads out of a vector directory.
+
+    Raises:
+        VectorFileError: It does, or can't be followed.
+    """
+    try:
+        if path.resolve().is_relative_to(directory.resolve()):
+            return
+    except (OSError, RuntimeError):  # a loop of links
+        raise VectorFileError(path.name, ["a link that can't be followed"]) from None
+    raise VectorFileError(path.name, ["a link that leads out of the vector directory"])
 
 
 def parse_vector(data: bytes, source: str) -> SteeringVector:

@@ -1,277 +1,292 @@
-"""The registry of loaded vectors: names, digests, and the slots of their rows in the resident table."""
+"""The registry of loaded vectors: names, versions of them by digest, and who uses which.
+
+A name may have several versions loaded, one of which is current: that is what the plain name means. A request leases
+the versions that it names and keeps them to its end. A version that is unloaded is found by nobody from that moment on;
+its rows and its memory are given back when the last lease of it ends.
+"""
 
 from __future__ import annotations
 
-import json
-import stat
 import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from steering_engine.errors import (
-    VectorExistsError,
-    VectorFileError,
-    VectorMismatchError,
-    VectorTableFullError,
-)
+from steering_engine.engine.limits import DEFAULT_VECTOR_MEMORY_BYTES
+from steering_engine.errors import EngineError, VectorExistsError, VectorFileError, VectorMemoryError
 from steering_engine.loading import LoadedModel
-from steering_engine.steering.contexts import ContextIndex
 from steering_engine.steering.table import DirectionTable
-from steering_engine.vectors.file import parse_vector
+from steering_engine.vectors.file import check_inside, parse_vector, read_vector_file
+from steering_engine.vectors.leases import VectorLease, Version
+from steering_engine.vectors.registered import RegisteredVector, check_model, memory_of, place
 from steering_engine.vectors.schema import SteeringVector
-from steering_spec import (
-    InvalidRequestError,
-    VectorCentroids,
-    VectorFacts,
-    VectorInfo,
-    VectorLayer,
-    VectorProbe,
-    VectorRef,
-    Violation,
-    limits,
-)
+from steering_spec import InvalidRequestError, VectorFacts, VectorInfo, VectorRef, Violation, ViolationKind
+
+Approve = Callable[[VectorRef, VectorFacts], None]
+"""Looks at a vector that is about to become current, and raises where it must not."""
 
 
 @dataclass(frozen=True, slots=True)
-class RegisteredProbe:
-    """A loaded probe at one block.
+class Unloading:
+    """A vector that was unloaded.
 
     Attributes:
-        slot: Slot of its weight in the block's table.
-        bias: Added to the product of weight and residual stream.
-        threshold: Least probability that fires, as calibrated; None where the file has none.
-        auc: Area under the curve; None where the file has none.
+        info: What it was then.
+        freed: Done when the last request that uses it has ended and its memory is free; can't be cancelled.
     """
 
-    slot: int
-    bias: float
-    threshold: float | None
-    auc: float | None
+    info: VectorInfo
+    freed: Future[None]
 
 
 @dataclass(frozen=True, slots=True)
-class RegisteredCentroids:
-    """Loaded centroids at one block.
+class VectorMemory:
+    """Memory that loaded vectors take, and the most that they may; those whose last request still runs count."""
 
-    Attributes:
-        slots: Slots of the centroids in the block's table, where they have unit length.
-        min_cosine: Least cosine that fires, as calibrated; None where the file has none.
-    """
-
-    slots: tuple[int, ...]
-    min_cosine: float | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RegisteredVector:
-    """A loaded vector.
-
-    Attributes:
-        id: The name without `vectors/`.
-        vector: The file's content.
-        slots: Slot of the direction in the table of each block.
-        contexts: Its contexts, ready to match.
-        probes: Its probes by block, ascending.
-        centroids: Its centroids by block, ascending.
-    """
-
-    id: str
-    vector: SteeringVector
-    slots: dict[int, int]
-    contexts: ContextIndex
-    probes: dict[int, RegisteredProbe]
-    centroids: dict[int, RegisteredCentroids]
-
-    @property
-    def facts(self) -> VectorFacts:
-        """What admission needs to know."""
-        return VectorFacts(
-            sha256=self.vector.sha256,
-            layers=tuple(sorted(self.vector.directions)),
-            context_count=len(self.vector.contexts),
-            probes={block: probe.threshold for block, probe in self.probes.items()},
-            centroids={block: centroids.min_cosine for block, centroids in self.centroids.items()},
-        )
-
-    @property
-    def info(self) -> VectorInfo:
-        """What ListVectors tells."""
-        metadata = self.vector.metadata
-        told = {
-            "name",
-            "description",
-            "model_id",
-            "hidden_size",
-            "method",
-            "calibrated_strength",
-            "residual_norm",
-            "probe_threshold",
-            "probe_auc",
-            "centroid_min_cosine",
-        }
-        rest = metadata.model_dump(mode="json", by_alias=True, exclude=told)
-        return VectorInfo(
-            name=f"vectors/{self.id}",
-            sha256=self.vector.sha256,
-            description=metadata.description,
-            model=metadata.model_id,
-            layers=tuple(
-                VectorLayer(block, metadata.calibrated_strength[block], metadata.residual_norm[block])
-                for block in sorted(self.vector.directions)
-            ),
-            hidden_size=metadata.hidden_size,
-            method=metadata.method,
-            context_count=len(self.vector.contexts),
-            min_match_tokens=metadata.context_min_match,
-            metadata={key: json.dumps(value, sort_keys=True) for key, value in rest.items()},
-            probes=tuple(
-                VectorProbe(block, probe.threshold, probe.auc) for block, probe in self.probes.items()
-            ),
-            centroids=tuple(
-                VectorCentroids(block, len(centroids.slots), centroids.min_cosine)
-                for block, centroids in self.centroids.items()
-            ),
-        )
+    used: int
+    limit: int
 
 
 class VectorRegistry:
-    """Vectors by id; loading is atomic, and safe from any thread."""
+    """Vectors by name and digest; loading is atomic, and all of it is safe from any thread."""
 
-    def __init__(self, loaded: LoadedModel, table: DirectionTable) -> None:
+    def __init__(
+        self, loaded: LoadedModel, table: DirectionTable, memory_bytes: int = DEFAULT_VECTOR_MEMORY_BYTES
+    ) -> None:
+        """Makes an empty one.
+
+        Args:
+            loaded: The model that the vectors steer.
+            table: Takes their rows.
+            memory_bytes: Most memory that they may take.
+        """
         self._loaded = loaded
         self._table = table
-        self._vectors: dict[str, RegisteredVector] = {}
+        self._limit = memory_bytes
+        self._used = 0
+        self._versions: dict[tuple[str, str], Version] = {}
+        self._current: dict[str, Version] = {}
+        # Two locks: placing rows takes a while, and nobody who looks a vector up should wait for it.
+        self._changing = threading.Lock()
         self._lock = threading.Lock()
 
-    def infos(self) -> list[VectorInfo]:
-        """Descriptions of all vectors, ordered by name."""
-        return [self._vectors[key].info for key in sorted(self._vectors)]
+    def refs(self, *, all_versions: bool = False) -> list[VectorRef]:
+        """Names of the current versions, in order; or of all, of each name the current one first."""
+        with self._lock:
+            found = [
+                VectorRef(version.registered.id) if self._is_current(version) else version.registered.ref
+                for version in (self._versions if all_versions else self._current).values()
+            ]
+        return sorted(found, key=ref_order)
+
+    def infos(self, *, all_versions: bool = False) -> list[VectorInfo]:
+        """Descriptions of all that `refs` names, in its order."""
+        found = map(self.info, self.refs(all_versions=all_versions))
+        return [info for info in found if info is not None]  # None was unloaded meanwhile
+
+    def count(self) -> int:
+        """How many versions are loaded."""
+        return len(self._versions)
+
+    def info(self, ref: VectorRef) -> VectorInfo | None:
+        """The description of the pinned version, or else of the current one; None when it is not loaded."""
+        version = self._version(ref)
+        return None if version is None else self._describe(version)
 
     def find(self, ref: VectorRef) -> RegisteredVector | None:
-        """The vector with this id, whatever the pin says."""
-        return self._vectors.get(ref.id)
+        """The pinned version, or else the current one; None when it is not loaded."""
+        version = self._version(ref)
+        return None if version is None else version.registered
 
     def facts(self, ref: VectorRef) -> VectorFacts | None:
-        """What admission needs to know of the vector with this id."""
+        """What admission needs to know of that version."""
         found = self.find(ref)
         return None if found is None else found.facts
 
-    def load(self, name: str, source: Path | bytes, sha256: str | None = None) -> VectorInfo:
-        """Loads a vector file under a name; the same file under the same name again changes nothing.
+    def lease(self) -> VectorLease:
+        """A lease for a request that is about to begin."""
+        return VectorLease(self)
+
+    def memory(self) -> VectorMemory:
+        """The memory that loaded vectors take now."""
+        return VectorMemory(self._used, self._limit)
+
+    def table_rows(self) -> tuple[int, int]:
+        """Rows in use of the table's fullest block, and rows of each block."""
+        return self._table.fullest()
+
+    def load(
+        self,
+        name: str,
+        source: Path | bytes,
+        sha256: str | None = None,
+        *,
+        replace: bool = False,
+        approve: Approve | None = None,
+    ) -> VectorInfo:
+        """Loads a vector file under a name, wholly or not at all; the same file under it again changes nothing.
 
         Args:
             name: `vectors/{id}` or the id alone.
             source: The file, or its bytes.
             sha256: Expected digest, lowercase hex; None checks none.
+            replace: Make it current though another version is, which stays loaded under its digest.
+            approve: Looks at what is about to become current; nothing changes where it raises.
 
         Raises:
             InvalidRequestError: The name is malformed.
             VectorFileError: The file is wrong, or has another digest; all problems at once.
             VectorMismatchError: The file was made for another model.
-            VectorExistsError: The name is loaded with another file.
-            VectorTableFullError: There is no room for the vector; nothing of it is loaded.
+            VectorExistsError: Another version is current, and is not to be replaced.
+            VectorMemoryError: Loaded vectors would take too much memory.
+            VectorTableFullError: There is no room for the vector's rows.
             FileNotFoundError: There is no such file.
+        """
+        ref = _plain_ref(name)
+        data, origin = (
+            (source, ref.id) if isinstance(source, bytes) else (read_vector_file(source), source.name)
+        )
+        vector = parse_vector(data, origin)
+        if sha256 and sha256 != vector.sha256:
+            raise VectorFileError(origin, [f"its SHA-256 is {vector.sha256}, not {sha256}"])
+        check_model(origin, vector, self._loaded)
+        with self._changing:
+            current, version = self._current.get(ref.id), self._versions.get((ref.id, vector.sha256))
+            if current is not None and current is not version and not replace:
+                raise VectorExistsError(
+                    f"vectors/{ref.id} is loaded with the digest {current.registered.vector.sha256}; "
+                    "replace it, or load the other file under another name"
+                )
+            if version is None:
+                version = self._place(ref.id, vector, approve)
+            elif current is not version and approve is not None:
+                approve(ref, version.registered.facts)
+            with self._lock:
+                self._versions[version.key] = self._current[ref.id] = version
+        return self._describe(version)
+
+    def _place(self, vector_id: str, vector: SteeringVector, approve: Approve | None) -> Version:
+        needed = memory_of(vector)
+        if self._used + needed > self._limit:
+            raise VectorMemoryError(needed=needed, used=self._used, limit=self._limit)
+        registered = place(vector_id, vector, self._table)
+        try:
+            if approve is not None:
+                approve(VectorRef(vector_id), registered.facts)
+        except BaseException:
+            self._give_back(registered)
+            raise
+        version = Version(registered)
+        with self._lock:
+            self._used += needed
+        return version
+
+    def unload(self, name: str) -> Unloading:
+        """Unloads the version that a name means: nobody finds it any more, and requests that use it go on.
+
+        Args:
+            name: `vectors/{id}` or the id alone, for the current version, after which the plain name is free; or either
+                with `@{sha256}`.
+
+        Raises:
+            InvalidRequestError: The name is malformed, or no such version is loaded.
         """
         try:
             ref = VectorRef.parse(name)
         except ValueError as error:
             raise InvalidRequestError([Violation("name", str(error))]) from error
-        if ref.sha256 is not None:
-            raise InvalidRequestError(
-                [Violation("name", "a name to load has no @{sha256}; use the sha256 field")]
-            )
-        data, origin = (source, ref.id) if isinstance(source, bytes) else (_read(source), source.name)
-        vector = parse_vector(data, origin)
-        if sha256 and sha256 != vector.sha256:
-            raise VectorFileError(origin, [f"its SHA-256 is {vector.sha256}, not {sha256}"])
-        self._check_model(origin, vector)
-        with self._lock:
-            present = self._vectors.get(ref.id)
-            if present is not None:
-                if present.vector.sha256 != vector.sha256:
-                    raise VectorExistsError(
-                        f"vectors/{ref.id} is loaded with the digest {present.vector.sha256}; "
-                        "load the other file under another name"
-                    )
-                return present.info
-            registered = _place(ref.id, vector, self._table)
-            self._vectors = {**self._vectors, ref.id: registered}
-        return registered.info
+        with self._changing:
+            with self._lock:
+                version = self._version(ref)
+                if version is None:
+                    raise InvalidRequestError([not_loaded("name", ref)])
+                info = self._describe(version)
+                version.unloaded = True
+                del self._versions[version.key]
+                if self._is_current(version):
+                    del self._current[ref.id]
+                is_free = not version.leases
+            if is_free:
+                self._free(version)
+        return Unloading(info, version.freed)
 
     def load_directory(self, directory: Path) -> tuple[list[VectorInfo], list[VectorFileError]]:
         """Loads every `*.safetensors` of a directory under its file name; a bad one does not stop the others.
 
-        Files of other kinds that happen to be safetensors (recorded activations) are reported like bad ones.
+        Files of other kinds that happen to be safetensors (recorded activations) are reported like bad ones, and so are
+        links that lead out of the directory.
         """
         infos: list[VectorInfo] = []
         errors: list[VectorFileError] = []
         for path in sorted(directory.glob("*.safetensors")):
             try:
+                check_inside(path, directory)
                 infos.append(self.load(path.stem, path))
             except VectorFileError as error:
                 errors.append(error)
-            except (InvalidRequestError, VectorExistsError, VectorTableFullError, OSError) as error:
+            except (InvalidRequestError, EngineError, OSError) as error:
                 errors.append(VectorFileError(path.name, [str(error)]))
         return infos, errors
 
-    def _check_model(self, origin: str, vector: SteeringVector) -> None:
-        metadata, loaded = vector.metadata, self._loaded
-        problems = []
-        if metadata.hidden_size != loaded.hidden_size:
-            problems.append(f"its hidden size is {metadata.hidden_size}, the model's {loaded.hidden_size}")
-        if metadata.block_count != loaded.block_count:
-            problems.append(f"made for {metadata.block_count} blocks, the model has {loaded.block_count}")
-        if metadata.model_config_digest != loaded.config_digest:
-            problems.append(f"made for the model {metadata.model_id!r} with another configuration")
-        if vector.contexts and metadata.tokenizer_digest != loaded.tokenizer_digest:
-            problems.append("its contexts were recorded with another tokenizer")
-        if problems:
-            raise VectorMismatchError(origin, problems)
+    def _version(self, ref: VectorRef) -> Version | None:
+        return self._current.get(ref.id) if ref.sha256 is None else self._versions.get((ref.id, ref.sha256))
+
+    def _is_current(self, version: Version) -> bool:
+        return self._current.get(version.registered.id) is version
+
+    def _describe(self, version: Version) -> VectorInfo:
+        current = self._is_current(version)
+        return version.registered.describe(current=current, running_requests=len(version.leases))
+
+    def acquire(self, ref: VectorRef, lease: VectorLease) -> Version | None:
+        """For leases: the version that a name means, kept for a lease; None when it is not loaded."""
+        with self._lock:
+            version = self._version(ref)
+            if version is not None:
+                version.leases.add(lease)
+            return version
+
+    def release(self, versions: Collection[Version], lease: VectorLease) -> None:
+        """For leases: gives versions back that were kept for a lease."""
+        with self._lock:
+            for version in versions:
+                version.leases.discard(lease)
+            ended = [version for version in versions if version.unloaded and not version.leases]
+        for version in ended:
+            self._free(version)
+
+    def _free(self, version: Version) -> None:
+        self._give_back(version.registered)
+        with self._lock:
+            self._used -= memory_of(version.registered.vector)
+        version.freed.set_result(None)
+
+    def _give_back(self, registered: RegisteredVector) -> None:
+        for block, slots in registered.slots_by_block():
+            self._table.release(block, slots)
 
 
-def _place(vector_id: str, vector: SteeringVector, table: DirectionTable) -> RegisteredVector:
-    """Puts the rows of a vector into the table, all or none: by block its direction, its probe, its centroids."""
-    contexts = ContextIndex(vector.contexts)  # before rows are taken, which nothing may fail after
-    rows: dict[int, list[torch.Tensor]] = {}
-    for block, direction in vector.directions.items():
-        rows.setdefault(block, []).append(direction)
-    for block, probe in vector.probes.items():
-        rows.setdefault(block, []).append(probe.weight)
-    for block, centroids in vector.centroids.items():
-        rows.setdefault(block, []).extend(_unit_rows(centroids))
-    placed = table.add_all({block: torch.stack(of_block) for block, of_block in rows.items()})
-    left = {block: iter(slots) for block, slots in placed.items()}
-    metadata = vector.metadata
-    # The same order as above, so that each takes the slots of its own rows.
-    slots = {block: next(left[block]) for block in vector.directions}
-    probes = {
-        block: RegisteredProbe(
-            next(left[block]), probe.bias, metadata.probe_threshold.get(block), metadata.probe_auc.get(block)
+def ref_order(ref: VectorRef) -> tuple[str, str]:
+    """Sorts names: by id, the plain one first."""
+    return ref.id, ref.sha256 or ""
+
+
+def not_loaded(field: str, ref: VectorRef) -> Violation:
+    """What to say of a name that means no loaded vector."""
+    what = f"no vector {ref.id!r} is loaded"
+    if ref.sha256 is not None:
+        what = f"no version of {ref.id!r} with the digest {ref.sha256} is loaded"
+    return Violation(field, what, ViolationKind.NOT_FOUND)
+
+
+def _plain_ref(name: str) -> VectorRef:
+    try:
+        ref = VectorRef.parse(name)
+    except ValueError as error:
+        raise InvalidRequestError([Violation("name", str(error))]) from error
+    if ref.sha256 is not None:
+        raise InvalidRequestError(
+            [Violation("name", "a name to load has no @{sha256}; use the sha256 field")]
         )
-        for block, probe in sorted(vector.probes.items())
-    }
-    centroids_of = {
-        block: RegisteredCentroids(tuple(left[block]), metadata.centroid_min_cosine.get(block))
-        for block in sorted(vector.centroids)
-    }
-    return RegisteredVector(vector_id, vector, slots, contexts, probes, centroids_of)
-
-
-def _unit_rows(centroids: torch.Tensor) -> torch.Tensor:
-    exact = centroids.double()
-    unit: torch.Tensor = exact / exact.norm(dim=1, keepdim=True)
-    return unit.float()
-
-
-def _read(path: Path) -> bytes:
-    """The bytes of a vector file; its size is judged before anything is read."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise VectorFileError(path.name, ["not a regular file"])
-    if status.st_size > limits.MAX_VECTOR_FILE_BYTES:
-        raise VectorFileError(
-            path.name, [f"{status.st_size} bytes; at most {limits.MAX_VECTOR_FILE_BYTES} are allowed"]
-        )
-    return path.read_bytes()
+    return ref

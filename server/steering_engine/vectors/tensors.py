@@ -13,7 +13,7 @@ from steering_engine.steering.contexts import MAX_CONTEXT_TOKENS
 from steering_engine.vectors.schema import MAX_CENTROIDS, Probe, SteeringVector, VectorMetadata
 
 _UNIT_TOLERANCE = 1e-4
-_MAX_CONTEXT_IDS = 1 << 18  # ready for matching, an id takes about 300 bytes
+_MAX_CONTEXT_IDS = 1 << 18  # ready for matching, 75 MiB
 
 _BLOCK = "(0|[1-9][0-9]{0,5})"
 _DIRECTION = re.compile(rf"direction\.{_BLOCK}\Z")

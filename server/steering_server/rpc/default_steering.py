@@ -8,6 +8,7 @@ from google.protobuf import json_format
 
 from steering.v1 import steering_pb2
 from steering_engine.model import SteeredModel
+from steering_engine.vectors.registry import VectorRegistry
 from steering_server.errors import StartError
 from steering_server.security.secret_files import read_file
 from steering_spec import (
@@ -15,10 +16,14 @@ from steering_spec import (
     InvalidRequestError,
     PromptIds,
     SteeringSpec,
+    VectorFacts,
+    VectorRef,
     Violation,
+    ViolationKind,
     request_violations,
 )
 from steering_spec.convert.steering import steering_from_proto
+from steering_spec.facts import FindVector
 
 
 def read_default_steering(path: Path) -> SteeringSpec:
@@ -40,16 +45,55 @@ def read_default_steering(path: Path) -> SteeringSpec:
         raise _refusal(path, error.violations) from error
 
 
+def check_becoming_current(
+    ref: VectorRef, facts: VectorFacts, steering: SteeringSpec, model: SteeredModel
+) -> None:
+    """Refuses a vector that is about to become current where the default steering could not be applied with it.
+
+    Raises:
+        InvalidRequestError: It names the vector, and asks for something that the vector has not.
+    """
+    if ref not in {VectorRef.parse(rule.vector) for rule in steering.rules}:
+        return
+
+    def find(other: VectorRef) -> VectorFacts | None:
+        return facts if other == ref else model.vectors.facts(other)
+
+    if faults := _faults(steering, model, find):
+        text = "the server's default steering could not be applied with it: "
+        raise InvalidRequestError(
+            [Violation("source", f"{text}{fault}", ViolationKind.PRECONDITION) for fault in faults]
+        )
+
+
+def check_unloading(ref: VectorRef, steering: SteeringSpec, registry: VectorRegistry) -> None:
+    """Refuses to unload what the default steering means.
+
+    Raises:
+        InvalidRequestError: It means this version.
+    """
+    asked = registry.find(ref)
+    if asked is not None and any(
+        registry.find(VectorRef.parse(rule.vector)) is asked for rule in steering.rules
+    ):
+        text = "the server's default steering uses it; replace it, or start the server with another default"
+        raise InvalidRequestError([Violation("name", text, ViolationKind.PRECONDITION)])
+
+
 def check_default_steering(path: Path, steering: SteeringSpec, model: SteeredModel) -> None:
     """Judges a default steering by the model and its vectors.
 
     Raises:
         StartError: Requests could not be steered so; everything that is wrong.
     """
-    spec = GenerationSpec(PromptIds((0,)), steering=steering)
-    # The length of a prompt is not known before there is one.
-    if faults := request_violations(spec, model.info.facts, model.vectors.facts):
+    if faults := _faults(steering, model, model.vectors.facts):
         raise _refusal(path, tuple(faults))
+
+
+def _faults(steering: SteeringSpec, model: SteeredModel, find_vector: FindVector) -> list[Violation]:
+    # The length of a prompt is not known before there is one.
+    spec = GenerationSpec(PromptIds((0,)), steering=steering)
+    return request_violations(spec, model.info.facts, find_vector)
 
 
 def _refusal(path: Path, faults: tuple[Violation, ...]) -> StartError:

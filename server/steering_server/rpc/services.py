@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
@@ -20,7 +22,7 @@ from steering_server.rpc.backlog import Backlog
 from steering_server.rpc.generation import GenerationServicer
 from steering_server.rpc.model import ModelServicer
 from steering_server.rpc.vectors import VectorServicer
-from steering_spec import SteeringSpec
+from steering_spec import ServerStats, SteeringSpec
 
 
 def add_services(
@@ -30,6 +32,7 @@ def add_services(
     backlog: Backlog,
     metrics: Metrics,
     default_steering: SteeringSpec | None,
+    stats: Callable[[], ServerStats],
 ) -> tuple[str, ...]:
     """Adds every service of `steering.v1` to a server; returns their full names."""
     generation = GenerationServicer(
@@ -41,9 +44,9 @@ def add_services(
         log_prompts=config.log_prompts,
     )
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
-    vectors = VectorServicer(model.vectors, config.vectors)
+    vectors = VectorServicer(model, config.vectors, default_steering)
     vector_pb2_grpc.add_VectorServiceServicer_to_server(vectors, server)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(model.info), server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(model, stats), server)
     return tuple(service.full_name for service in api_services())
 
 

@@ -20,6 +20,7 @@ from steering_engine.errors import (
     NotFiniteError,
     VectorExistsError,
     VectorFileError,
+    VectorMemoryError,
     VectorMismatchError,
     VectorTableFullError,
 )
@@ -51,6 +52,7 @@ STATUS: dict[type[Exception] | ViolationKind, tuple[grpc.StatusCode, str]] = {
     VectorFileError: (Code.INVALID_ARGUMENT, "INVALID_VECTOR_FILE"),
     VectorMismatchError: (Code.FAILED_PRECONDITION, "VECTOR_FOR_ANOTHER_MODEL"),
     VectorExistsError: (Code.ALREADY_EXISTS, "VECTOR_EXISTS"),
+    VectorMemoryError: (Code.RESOURCE_EXHAUSTED, "VECTOR_MEMORY_FULL"),
     VectorTableFullError: (Code.RESOURCE_EXHAUSTED, "VECTOR_TABLE_FULL"),
     NoTokenError: (Code.UNAUTHENTICATED, "NO_TOKEN"),
     UnknownTokenError: (Code.UNAUTHENTICATED, "UNKNOWN_TOKEN"),

@@ -1,4 +1,4 @@
-"""ListVectors and LoadVector."""
+"""ListVectors, GetVector, LoadVector and UnloadVector."""
 
 from __future__ import annotations
 
@@ -10,19 +10,32 @@ from pathlib import Path
 import grpc
 
 from steering.v1 import vector_pb2, vector_pb2_grpc
-from steering_engine.vectors.registry import VectorRegistry
+from steering_engine.model import SteeredModel
+from steering_engine.vectors.registry import not_loaded, ref_order
+from steering_server.rpc.default_steering import check_becoming_current, check_unloading
 from steering_server.rpc.vector_files import find_vector_file
-from steering_spec import InvalidRequestError, VectorRef, Violation, limits
+from steering_spec import InvalidRequestError, SteeringSpec, VectorFacts, VectorRef, Violation, limits
 from steering_spec.convert.resources import vector_to_proto
 
 
 class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
     """Serves the registry; loads files by path from one directory only."""
 
-    def __init__(self, registry: VectorRegistry, directory: Path | None) -> None:
-        self._registry = registry
+    def __init__(
+        self, model: SteeredModel, directory: Path | None, default_steering: SteeringSpec | None = None
+    ) -> None:
+        """Takes what is served.
+
+        Args:
+            model: The model whose vectors these are.
+            directory: The vector directory, if there is one.
+            default_steering: Names vectors that must stay loaded, and fit.
+        """
+        self._model = model
+        self._registry = model.vectors
         self._directory = directory
-        self._loading = asyncio.Lock()
+        self._default_steering = default_steering or SteeringSpec(())
+        self._changing = asyncio.Lock()
 
     async def ListVectors(  # noqa: N802 -- the name of the RPC
         self,
@@ -33,14 +46,28 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         if request.page_size < 0:
             raise InvalidRequestError([Violation("page_size", f"{request.page_size} is below 0")])
         size = min(request.page_size or limits.DEFAULT_PAGE_SIZE, limits.MAX_PAGE_SIZE)
-        infos = self._registry.infos()
+        refs = self._registry.refs(all_versions=request.all_versions)
         # The token is the last name of the page before, so a vector loaded meanwhile shifts no page.
-        start = bisect_right(infos, read_page_token(request.page_token), key=lambda info: info.name)
-        page = infos[start : start + size]
-        more = start + size < len(infos)
+        last = read_page_token(request.page_token)
+        start = 0 if last is None else bisect_right(refs, ref_order(last), key=ref_order)
+        page = refs[start : start + size]
+        found = (info for ref in page if (info := self._registry.info(ref)) is not None)
+        more = start + size < len(refs)
         return vector_pb2.ListVectorsResponse(
-            vectors=map(vector_to_proto, page), next_page_token=page_token(page[-1].name) if more else ""
+            vectors=map(vector_to_proto, found), next_page_token=page_token(page[-1].name) if more else ""
         )
+
+    async def GetVector(  # noqa: N802 -- the name of the RPC
+        self,
+        request: vector_pb2.GetVectorRequest,
+        context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
+    ) -> vector_pb2.GetVectorResponse:
+        """One vector."""
+        ref = _ref(request.name)
+        info = self._registry.info(ref)
+        if info is None:
+            raise InvalidRequestError([not_loaded("name", ref)])
+        return vector_pb2.GetVectorResponse(vector=vector_to_proto(info))
 
     async def LoadVector(  # noqa: N802 -- the name of the RPC
         self,
@@ -49,10 +76,34 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
     ) -> vector_pb2.LoadVectorResponse:
         """Loads one vector from a file of the directory or from the request's own bytes."""
         source = self._source(request)
-        async with self._loading:
+        async with self._changing:
             # In a thread: reading and checking up to 32 MiB must not hold the streams up.
-            info = await asyncio.to_thread(self._registry.load, request.name, source, request.sha256 or None)
+            info = await asyncio.to_thread(
+                self._registry.load,
+                request.name,
+                source,
+                request.sha256 or None,
+                replace=request.replace,
+                approve=self._approve,
+            )
         return vector_pb2.LoadVectorResponse(vector=vector_to_proto(info))
+
+    async def UnloadVector(  # noqa: N802 -- the name of the RPC
+        self,
+        request: vector_pb2.UnloadVectorRequest,
+        context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
+    ) -> vector_pb2.UnloadVectorResponse:
+        """Unloads one version of a vector, and waits for the requests that use it."""
+        ref = _ref(request.name)
+        async with self._changing:
+            check_unloading(ref, self._default_steering, self._registry)
+            unloading = await asyncio.to_thread(self._registry.unload, request.name)
+        # Who stops waiting leaves the vector unloaded; its memory is freed when its last request ends.
+        await asyncio.wrap_future(unloading.freed)
+        return vector_pb2.UnloadVectorResponse(vector=vector_to_proto(unloading.info))
+
+    def _approve(self, ref: VectorRef, facts: VectorFacts) -> None:
+        check_becoming_current(ref, facts, self._default_steering, self._model)
 
     def _source(self, request: vector_pb2.LoadVectorRequest) -> Path | bytes:
         faults: list[Violation] = []
@@ -82,22 +133,31 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         return source
 
 
+def _ref(name: str) -> VectorRef:
+    try:
+        return VectorRef.parse(name)
+    except ValueError as error:
+        raise InvalidRequestError([Violation("name", str(error))]) from error
+
+
 def page_token(last_name: str) -> str:
     """The token of the page after the one that ends with `last_name`."""
     return base64.urlsafe_b64encode(last_name.encode()).decode()
 
 
-def read_page_token(token: str) -> str:
-    """The name that a page token stands for; the empty token gives the empty name, before all others.
+def read_page_token(token: str) -> VectorRef | None:
+    """What a page token stands for, the last of the page before; None for the empty token, before all.
 
     Raises:
         InvalidRequestError: The token is none of ours.
     """
+    if not token:
+        return None
     try:
         name = base64.b64decode(token, altchars=b"-_", validate=True).decode()
-        is_ours = not name or VectorRef.parse(name).name == name
+        ref = VectorRef.parse(name)
     except ValueError:  # no base64, no Unicode, no name
-        is_ours = False
-    if not is_ours:
+        ref = None
+    if ref is None or ref.name != name:
         raise InvalidRequestError([Violation("page_token", "not a token that this server gave out")])
-    return name
+    return ref

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from steering_engine.blocks import SteeringHooks
 from steering_engine.engine import attention, cuda_attention, eager_attention, stable_experts
 from steering_engine.engine.library import choices
 from steering_engine.engine.library.cache import SaltedCache
+from steering_engine.engine.library.departures import Departures
 from steering_engine.engine.library.inputs import set_sizes, share_tensors
 from steering_engine.engine.library.runner import Runner
 from steering_engine.engine.library.states import State
@@ -98,12 +99,13 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         self._eos_ids = choices.eos_ids(loaded)
         self._loaded = loaded
         self._limits = limits
+        self._departures = Departures()
         super().__init__(
             model=loaded.model,
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
             continuous_batching_config=ContinuousBatchingConfig(
                 page_size=PAGE_TOKENS,
-                num_blocks=-(-limits.cache_tokens // PAGE_TOKENS),
+                num_blocks=limits.cache_pages,
                 max_batch_tokens=limits.max_batch_tokens,
                 max_requests_per_batch=min(limits.max_concurrent_requests, limits.max_batch_tokens),
                 use_async_batching=False,
@@ -200,6 +202,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
 
     def _run_generation_loop(self) -> None:
         super()._run_generation_loop()
+        self._departures.close()
         # A hard stop drops requests that it has just taken from the queue, without a word to anybody.
         for run in list(self._runs.values()):
             if not run.done:
@@ -211,7 +214,10 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         scheduler = batch_processor.scheduler
         if scheduler.block_new_requests and not scheduler.active_requests:
             scheduler.block_new_requests = False
+        departing = self._departures.waiting()
         goes_on: bool = super()._generation_loop_body(batch_processor, bootstrapping)
+        # What was cancelled before has been taken note of; and what is still there has a row or waits for one.
+        self._departures.settle(departing, (scheduler.active_requests, scheduler.waiting_requests))
         self.wake_callers()
         return goes_on
 
@@ -284,6 +290,13 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             self.cancel_request(run.key)
         if all(one.done for one in family):
             self.cancel_request(first.key)
+
+    def when_gone(self, keys: Sequence[str], then: Callable[[], None]) -> None:
+        """Calls back when the thread is done with requests that have ended or been cancelled; from any thread."""
+        if keys and self._departures.add(keys, then):
+            self._wake_up_loop.set()
+        else:
+            then()
 
     def load(self) -> BatchLoad:
         """What is running and waiting, and how much of the cache is free."""
