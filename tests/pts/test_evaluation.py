@@ -1,24 +1,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from steering_client import Client
 from steering_engine.loading import load_model
 from steering_pts.errors import EndpointError, EvaluationError
 from steering_pts.evaluation.arms import ArmKind
-from steering_pts.evaluation.evaluate import JOURNAL, ServedBy
+from steering_pts.evaluation.evaluate import JOURNAL, ServedBy, evaluate
 from steering_pts.evaluation.forcing import Decision, known_alternatives
 from steering_pts.evaluation.report import EvaluationReport
+from steering_pts.evaluation.served import randomised, read_vectors
 from steering_pts.oracles.base import Verdict
+from steering_pts.oracles.registry import make_oracle
+from steering_pts.progress import Advance, RunProgress
 from steering_pts.prompts import question_prompt
 from steering_pts.seeds import derive_seed
 from steering_spec import ContextTrigger, ProbeTrigger, SteeringRule
 from tests.support.evaluation import CONTEXTS, run, save_vectors, task
 from tests.support.models import save_tiny_model
-from tests.support.pts import SAMPLER, make_problems
+from tests.support.pts import ORACLE, SAMPLER, make_problems
 from tests.support.server import LiveServer
 from tests.support.vectors import save_random_vector
 
@@ -72,6 +77,7 @@ def test_what_is_measured_is_what_is_served(report: EvaluationReport, server: Li
     assert measured is not None
 
     with Client(server.address) as client:
+        client.load_vector(vector.id, file=vector.data)
         for problem, own in zip(make_problems(12), measured.samples, strict=True):
             for index, sample in enumerate(own):
                 seed = derive_seed(0, problem.id, "evaluation") + index
@@ -83,6 +89,7 @@ def test_what_is_measured_is_what_is_served(report: EvaluationReport, server: Li
                 )
                 assert (sample.ids, sample.text) == (completion.ids, completion.text)
                 assert sample.steered_steps == {act.step for act in completion.acts}
+        client.unload_vector(vector.id)
 
 
 def test_strength_0_is_the_unsteered_arm_and_the_others_are_not(report: EvaluationReport) -> None:
@@ -122,18 +129,51 @@ def test_forced_alternatives_hold_no_worse_token_at_a_decision(report: Evaluatio
     assert steps > 0
 
 
-def test_random_vectors_differ_from_the_vector_in_direction_alone(
-    report: EvaluationReport, server: LiveServer
-) -> None:
-    with Client(server.address) as client:
-        infos = {one.name.removeprefix("vectors/"): one for one in client.list_vectors()}
-    own = infos[report.vectors[0].id]
-    random = [info for name, info in infos.items() if name.startswith("random-") and "-pivot-" in name]
+def test_random_vectors_differ_from_the_vector_in_direction_alone(report: EvaluationReport) -> None:
+    own = report.vectors[0]
+    made = [randomised(own, number, report.settings.seed) for number in (1, 2, 3)]
 
-    assert len(random) == 3
-    for info in random:
-        assert info.sha256 != own.sha256
-        assert (info.layers, info.context_count, info.probes) == (own.layers, own.context_count, own.probes)
+    assert len({one.sha256 for one in (own, *made)}) == 4
+    for one in made:
+        assert not torch.equal(one.vector.directions[1], own.vector.directions[1])
+        assert one.blocks == own.blocks
+        assert one.vector.contexts == own.vector.contexts
+        assert torch.equal(one.vector.probes[0].weight, own.vector.probes[0].weight)
+        assert one.vector.metadata.calibrated_strength == own.vector.metadata.calibrated_strength
+
+
+def test_a_server_has_afterwards_what_it_had_before(
+    served: ServedBy, server: LiveServer, report: EvaluationReport, vectors: list[Path], tmp_path: Path
+) -> None:
+    assert report.measurement.arms  # of which the vectors were there
+    with Client(server.address) as client:
+        assert client.list_vectors(all_versions=True) == []
+        own, other = read_vectors(vectors)[0]
+        client.load_vector(own.id, file=own.data)
+        client.load_vector("mine", file=other.data)
+        before = client.list_vectors(all_versions=True)
+
+        run(task(served, vectors, tmp_path, kinds=frozenset({ArmKind.UNSTEERED, ArmKind.STEERED})))
+
+        assert client.list_vectors(all_versions=True) == before
+        for name in (own.id, "mine"):
+            client.unload_vector(name)
+
+
+def test_an_evaluation_that_is_interrupted_unloads_what_it_loaded(
+    served: ServedBy, server: LiveServer, vectors: list[Path], tmp_path: Path
+) -> None:
+    class Interrupting(RunProgress):
+        @contextmanager
+        def phase(self, *_: object, **__: object) -> Iterator[Advance]:
+            assert server.model.vectors.count() == 4  # the vector, and three random ones
+            raise KeyboardInterrupt
+            yield lambda _: None
+
+    with make_oracle(ORACLE) as oracle, pytest.raises(KeyboardInterrupt):
+        evaluate(task(served, vectors[:1], tmp_path), oracle, Interrupting(quiet=True))
+
+    assert server.model.vectors.count() == 0
 
 
 def test_the_report_tells_everything(report: EvaluationReport) -> None:

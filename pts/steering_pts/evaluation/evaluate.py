@@ -28,7 +28,7 @@ from steering_pts.evaluation.journal import Journal
 from steering_pts.evaluation.measuring import Measurement, Measuring, Prompt, judged
 from steering_pts.evaluation.report import EvaluationReport
 from steering_pts.evaluation.sampling import ServedCompletions, served_model
-from steering_pts.evaluation.served import ServedVector, load_into, randomised
+from steering_pts.evaluation.served import ServedVector, loaded_into, randomised
 from steering_pts.evaluation.settings import EvaluationSettings
 from steering_pts.oracles.base import Oracle
 from steering_pts.progress import RunProgress
@@ -155,22 +155,23 @@ def evaluate(task: EvaluationTask, oracle: Oracle, progress: RunProgress) -> Eva
         with task.served.targets() as targets:
             info = served_model(targets)
             prompts, room = _prompts(task, tokenizer, info)
-            for target in targets:
-                load_into(target, task.vectors)
-                load_into(target, [one for row in randoms for one in row])
-            measuring = Measuring(
-                completions=ServedCompletions(targets, task.served.stamp(info), journal),
-                problems=task.problems,
-                prompts=prompts,
-                room=room,
-                vectors=task.vectors,
-                randoms=randoms,
-                known=task.known if tokenizer is not None else (),
-                tokenizer=tokenizer,
-                settings=settings,
-                progress=progress,
-            )
-            completed, left_out = measuring.complete()
+            with (
+                loaded_into(targets, task.vectors),
+                loaded_into(targets, [one for row in randoms for one in row]),
+            ):
+                measuring = Measuring(
+                    completions=ServedCompletions(targets, task.served.stamp(info), journal),
+                    problems=task.problems,
+                    prompts=prompts,
+                    room=room,
+                    vectors=task.vectors,
+                    randoms=randoms,
+                    known=task.known if tokenizer is not None else (),
+                    tokenizer=tokenizer,
+                    settings=settings,
+                    progress=progress,
+                )
+                completed, left_out = measuring.complete()
         measurement = judged(completed, task.problems, oracle, verdicts, progress)
     in_order = [prompts[problem.id] for problem in task.problems]
     # As it is served: `auto` may come to something else here.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -26,6 +27,7 @@ from steering_spec.trigger_admission import readable_blocks
 TriggerName = Literal["context", "probe", "similarity", "always"]
 TRIGGERS: Final[tuple[TriggerName, ...]] = get_args(TriggerName)
 _LOADS_AT_ONCE: Final = 8
+_UNLOAD_SECONDS: Final = 10.0  # what still uses a vector then goes on with it; it is unloaded all the same
 _NAME_CHARACTERS: Final = 50
 _DIGEST_CHARACTERS: Final = 10
 
@@ -223,14 +225,36 @@ def randomised(served: ServedVector, number: int, seed: int) -> ServedVector:
     return dataclasses.replace(served, vector=vector, data=data, sha256=hashlib.sha256(data).hexdigest())
 
 
-def load_into(target: str, vectors: Sequence[ServedVector]) -> None:
-    """Loads vectors into a server; those that it has already are left as they are.
+@contextmanager
+def loaded_into(targets: Sequence[str], vectors: Sequence[ServedVector]) -> Iterator[None]:
+    """Has vectors on servers for as long as they are needed; those that a server has already are left as they are.
+
+    However the block ends, what was loaded for it is unloaded.
 
     Raises:
-        EndpointError: The server refuses some, all of which are named, or can't be reached.
+        EndpointError: A server refuses some, all of which are named, or can't be reached.
     """
-    if faults := sorted(asyncio.run(_faults_of_loading(target, vectors))):
-        raise EndpointError(f"{target} does not load " + "; ".join(faults))
+    with ExitStack() as unloading:
+        for target in targets:
+            missing = asyncio.run(_missing(target, vectors))
+            unloading.callback(_run_unload, target, missing)
+            if faults := sorted(asyncio.run(_faults_of_loading(target, missing))):
+                raise EndpointError(f"{target} does not load " + "; ".join(faults))
+        yield
+
+
+def _run_unload(target: str, vectors: Sequence[ServedVector]) -> None:
+    asyncio.run(_unload(target, vectors))
+
+
+async def _missing(target: str, vectors: Sequence[ServedVector]) -> list[ServedVector]:
+    """Those that a server has not."""
+    async with AsyncClient(target) as client:
+        try:
+            present = {info.pinned_name for info in await client.list_vectors(all_versions=True)}
+        except SteeringError as error:
+            raise EndpointError(f"{target} does not tell its vectors: {error}") from error
+    return [one for one in vectors if one.reference not in present]
 
 
 async def _faults_of_loading(target: str, vectors: Sequence[ServedVector]) -> list[str]:
@@ -245,3 +269,14 @@ async def _faults_of_loading(target: str, vectors: Sequence[ServedVector]) -> li
 
         faults = await map_concurrently(load, vectors, _LOADS_AT_ONCE)
     return [fault for fault in faults if fault is not None]
+
+
+async def _unload(target: str, vectors: Sequence[ServedVector]) -> None:
+    async with AsyncClient(target) as client:
+
+        async def unload(one: ServedVector) -> None:
+            # It may never have been loaded, or the server may be gone: then there is nothing left to do.
+            with suppress(SteeringError):
+                await client.unload_vector(one.reference, timeout=_UNLOAD_SECONDS)
+
+        await map_concurrently(unload, vectors, _LOADS_AT_ONCE)
