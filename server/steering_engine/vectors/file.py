@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from steering_engine.errors import VectorFileError
+from steering_engine.vectors.header import read_header
 from steering_engine.vectors.schema import SCHEMA, SteeringVector, VectorMetadata
 from steering_engine.vectors.tensors import tensor_problems, tensors_of, vector_of
 from steering_spec import limits
@@ -112,9 +113,12 @@ def parse_vector(data: bytes, source: str) -> SteeringVector:
         VectorFileError: Something is wrong; the error holds every problem.
     """
     try:
+        header = read_header(data)
         tensors = load(data)
-        header = _metadata_texts(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except KeyError as error:  # of the library's own table
+        problem = f"torch has no type {error.args[0]}"
+        raise VectorFileError(source, [f"not a sound safetensors file: {problem}"]) from error
+    except (SafetensorError, ValueError, TypeError) as error:
         raise VectorFileError(source, [f"not a sound safetensors file: {error}"]) from error
     if "schema" not in header:
         raise VectorFileError(
@@ -126,14 +130,6 @@ def parse_vector(data: bytes, source: str) -> SteeringVector:
     if problems or metadata is None:
         raise VectorFileError(source, problems)
     return vector_of(tensors, metadata, hashlib.sha256(data).hexdigest())
-
-
-def _metadata_texts(data: bytes) -> dict[str, str]:
-    # `load` checked the layout, so the header's length and text are sound here.
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    texts: dict[str, str] = header.get("__metadata__", {})
-    return texts
 
 
 def _metadata(texts: dict[str, str], problems: list[str]) -> VectorMetadata | None:

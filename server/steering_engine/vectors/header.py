@@ -1,0 +1,81 @@
+"""The header of a vector file, judged before anything is made of what it claims.
+
+Safetensors (https://github.com/huggingface/safetensors#format): eight bytes of the header's length; the header as JSON,
+tensors by name with type, shape and place, and texts under `__metadata__`; the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MAX_HEADER_BYTES = 4 * 1024 * 1024
+"""Longest header that is read; reading JSON holds every other thread up."""
+
+_LENGTH_BYTES = 8
+_METADATA = "__metadata__"
+_OTHER_FORMATS = {
+    b"\x80": "a Python pickle",
+    b"PK": "a zip archive, as torch.save writes",
+    b"GGUF": "a GGUF file",
+}
+
+
+def read_header(data: bytes) -> dict[str, str]:
+    """The metadata of a file whose header is sound, as far as the library does not judge it with a clear reason.
+
+    Raises:
+        ValueError: The header is not; the message says why.
+    """
+    room = len(data) - _LENGTH_BYTES
+    if room < 0:
+        raise ValueError(f"the file has {len(data)} bytes, fewer than any safetensors file")
+    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if length > room:
+        other = next((what for magic, what in _OTHER_FORMATS.items() if data.startswith(magic)), None)
+        raise ValueError(
+            f"its header claims {length} bytes, and {room} are there"
+            if other is None
+            else f"{other}; only safetensors are read"
+        )
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes; at most {MAX_HEADER_BYTES} are read")
+    header = _object(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    claimed = max(_ends(header), default=0)
+    if claimed > room - length:
+        raise ValueError(f"its tensors claim {claimed} bytes, and {room - length} are there")
+    texts = header.get(_METADATA, {})
+    if not (isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())):
+        raise ValueError("its metadata are no texts by name")
+    return texts
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # By itself `json` takes the last of equal names without a word, and so does the library.
+        if len(found := dict(pairs)) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            twice.extend(name for name, count in counts.items() if count > 1)
+        return found
+
+    try:
+        header = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header is no JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")  # noqa: TRY004 -- of the file, not of a caller
+    if twice:
+        raise ValueError(f"its header has {', '.join(map(repr, twice[:10]))} more than once")
+    return header
+
+
+def _ends(header: Mapping[str, Any]) -> Iterator[int]:
+    """Where each tensor ends, as far as it says so."""
+    for name, told in header.items():
+        match told:
+            case {"data_offsets": [_, int(end)]} if name != _METADATA:
+                yield end
