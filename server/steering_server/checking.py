@@ -7,7 +7,7 @@ from pathlib import Path
 
 from steering_engine.errors import EngineError, VectorFileError
 from steering_engine.model import SteeredModel
-from steering_engine.vectors.file import load_vector
+from steering_engine.vectors.file import check_inside, load_vector
 from steering_server.config import ServerConfig
 from steering_server.errors import faults_of
 from steering_server.logs import adopt_library_loggers
@@ -50,9 +50,12 @@ def _check_default_steering(config: ServerConfig, model: SteeredModel) -> None:
 
 def _unreadable(directory: Path | None) -> list[str]:
     """What is wrong with the vector files themselves, where there is no model to load them for."""
+    if directory is None:
+        return []
     faults = []
-    for path in sorted(directory.glob("*.safetensors")) if directory is not None else ():
+    for path in sorted(directory.glob("*.safetensors")):
         try:
+            check_inside(path, directory)
             load_vector(path)
         except VectorFileError as error:
             faults.append(f"vector not loaded: {error}")
