@@ -38,7 +38,8 @@ def tokenized(tokenizer: Any, prompt: PromptText | Chat) -> list[int]:
     """
     if isinstance(prompt, Chat):
         return _chat_ids(tokenizer, prompt)
-    ids: list[int] = tokenizer(prompt.text)["input_ids"]
+    # Without masks, which cost a long text more than its ids; and a text may be longer than the context here.
+    ids: list[int] = tokenizer(prompt.text, return_attention_mask=False, verbose=False)["input_ids"]
     return ids
 
 

@@ -147,6 +147,33 @@ async def test_vectors_are_listed_and_loaded(model_folder: Path, tmp_path: Path)
     assert names == ["vectors/sent", *(f"vectors/v{number:02}" for number in range(60))]
 
 
+async def test_what_is_asked_of_model_and_server_is_what_the_other_client_gets(
+    client: AsyncClient, live: LiveServer
+) -> None:
+    with Client(live.address) as other:
+        assert await client.tokenize("hëllo") == other.tokenize("hëllo")
+        assert await client.detokenize([104, 105]) == other.detokenize([104, 105])
+        assert await client.get_vector("calm") == other.get_vector("calm")
+        assert (await client.server_stats()).started == other.server_stats().started
+
+
+async def test_a_timeout_of_unloading_ends_the_waiting_alone(model_folder: Path, tmp_path: Path) -> None:
+    with LiveServer(model_folder) as server:
+        path = save_random_vector(tmp_path, server.model.loaded, "one", [0])
+        async with AsyncClient(server.address) as client:
+            await client.load_vector("one", file=path.read_bytes())
+            async with client.stream("hello", sampling=LONG, steering=SteeringRule("one")) as stream:
+                await anext(stream)
+                task = asyncio.create_task(client.unload_vector("one"))
+                await asyncio.to_thread(wait_until, lambda: server.model.vectors.count() == 0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert server.model.vectors.memory().used > 0
+            await asyncio.to_thread(wait_until, lambda: server.model.vectors.memory().used == 0)
+            assert await client.list_vectors(all_versions=True) == []
+
+
 async def test_no_server_is_a_failed_connection() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,52 @@ def test_vectors_are_listed_over_all_pages_and_loaded_in_every_way(
             client.load_vector("new", path_on_server="missing.safetensors")
         with pytest.raises(InvalidArgumentError):
             client.load_vector("new", path_on_server="../x.safetensors")
+
+
+def test_versions_are_replaced_pinned_and_unloaded(model_folder: Path, tmp_path: Path) -> None:
+    with LiveServer(model_folder) as server, Client(server.address) as client:
+        files = [
+            save_random_vector(tmp_path, server.model.loaded, f"v{seed}", [0], seed=seed) for seed in (1, 2)
+        ]
+        old = client.load_vector("calm", file=files[0])
+        assert client.get_vector("vectors/calm") == old
+        new = client.load_vector("calm", file=files[1], replace=True)
+        assert client.list_vectors() == [new]
+        assert client.list_vectors(all_versions=True) == [new, client.get_vector(old.pinned_name)]
+        completion = client.generate("hello", sampling=GREEDY, steering=SteeringRule(old.pinned_name))
+        assert completion.applied_steering is not None
+        assert completion.applied_steering.rules[0].vector == old.pinned_name
+        assert client.unload_vector("calm") == new
+        with pytest.raises(NotFoundError):
+            client.get_vector("calm")
+        client.unload_vector(old.pinned_name)
+        assert client.list_vectors(all_versions=True) == []
+
+
+def test_texts_become_ids_and_ids_become_texts(client: Client, live: LiveServer) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    for prompt in ("hello", PromptText("hello"), messages, Chat((ChatMessage("user", "hi"),))):
+        ids = client.tokenize(prompt)
+        assert client.generate(ids, sampling=GREEDY).ids == client.generate(prompt, sampling=GREEDY).ids
+    assert client.detokenize(client.tokenize("hëllo")) == "hëllo"
+    end = live.model.loaded.tokenizer.eos_token_id
+    assert client.detokenize([end], skip_special_tokens=True) == ""
+    with pytest.raises(TypeError, match="token ids are no text"):
+        client.tokenize([1, 2])
+    with pytest.raises(InvalidArgumentError, match="at most"):
+        client.tokenize("a" * (limits.MAX_TOKENIZED_CHARACTERS + 1))
+    with pytest.raises(InvalidArgumentError, match="surrogate"):
+        client.tokenize("\ud800")
+    for ids in ([-1], [2**40], [258]):  # the last is known to be wrong to the server alone
+        with pytest.raises(InvalidArgumentError, match=r"ids\[0\]"):
+            client.detokenize(ids)
+
+
+def test_the_server_tells_how_it_is(client: Client, live: LiveServer) -> None:
+    stats = client.server_stats()
+    assert stats.serving
+    assert stats.started + timedelta(seconds=stats.uptime_seconds) <= datetime.now(UTC)
+    assert (stats.vectors, stats.unfinished_limit) == (2, live.config.max_queued)
 
 
 def test_one_source_of_a_vector_is_needed(client: Client) -> None:

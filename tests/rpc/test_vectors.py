@@ -1,4 +1,4 @@
-"""ListVectors and LoadVector through a real channel."""
+"""ListVectors, GetVector and LoadVector through a real channel; `test_vector_changes` unloads."""
 
 from __future__ import annotations
 
@@ -76,6 +76,56 @@ def test_pages_hold_every_vector_once_and_in_order(stub: Stub) -> None:
         if not token:
             break
     assert paged == everything
+
+
+def test_pages_of_all_versions_hold_each_once_the_current_one_of_a_name_first(
+    stub: Stub, folder: Path
+) -> None:
+    old = stub.GetVector(vector_pb2.GetVectorRequest(name="vectors/v3")).vector
+    data = (folder / "v4.safetensors").read_bytes()
+    stub.LoadVector(vector_pb2.LoadVectorRequest(name="vectors/v3", safetensors=data, replace=True))
+    everything = names(stub.ListVectors(vector_pb2.ListVectorsRequest(all_versions=True)))
+    at = everything.index("vectors/v3")
+    pinned = f"vectors/v3@{old.sha256}"
+    assert everything[at + 1] == pinned
+    assert [name for name in everything if name != pinned] == names(
+        stub.ListVectors(vector_pb2.ListVectorsRequest())
+    )
+    paged: list[str] = []
+    token = ""
+    while not paged or token:
+        request = vector_pb2.ListVectorsRequest(page_size=1, page_token=token, all_versions=True)
+        page = stub.ListVectors(request)
+        paged += names(page)
+        token = page.next_page_token
+    assert paged == everything
+    again = stub.GetVector(vector_pb2.GetVectorRequest(name=pinned)).vector
+    assert (again.sha256, again.name) == (old.sha256, pinned)
+    stub.UnloadVector(vector_pb2.UnloadVectorRequest(name="vectors/v3"))
+    path = "v3.safetensors"
+    stub.LoadVector(vector_pb2.LoadVectorRequest(name="vectors/v3", path=path))
+    assert stub.GetVector(vector_pb2.GetVectorRequest(name="vectors/v3")).vector == old
+
+
+@pytest.mark.parametrize("method", ["GetVector", "UnloadVector"])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("vectors/absent", grpc.StatusCode.NOT_FOUND),
+        (f"vectors/v1@{'0' * 64}", grpc.StatusCode.NOT_FOUND),
+        ("", grpc.StatusCode.INVALID_ARGUMENT),
+        ("vectors/v1@0", grpc.StatusCode.INVALID_ARGUMENT),
+        ("x" * 10_000, grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_a_vector_that_is_not_there_and_a_name_that_is_none(
+    stub: Stub, method: str, name: str, code: grpc.StatusCode
+) -> None:
+    request = getattr(vector_pb2, f"{method}Request")(name=name)
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(stub, method)(request)
+    refused = failure(caught.value)
+    assert (refused.code, refused.fields) == (code, ["name"])
 
 
 def test_a_full_last_page_has_no_next_one(stub: Stub) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steering.v1 import generation_pb2, vector_pb2
+from steering.v1 import generation_pb2, model_pb2, vector_pb2
 from steering_spec import (
+    Chat,
+    ChatMessage,
     Completion,
+    DetokenizeSpec,
     FinishReason,
     ModelFacts,
     ModelInfo,
+    PromptText,
+    ServerStats,
     SteeringAct,
     StreamDelta,
     Token,
+    TokenizeSpec,
     TokenLogprob,
     TriggerKind,
     Usage,
@@ -38,7 +45,14 @@ from steering_spec.convert.resources import (
     vector_from_proto,
     vector_to_proto,
 )
-from tests.support.specs import count, float32, float64, int64, steerings, text, tuples
+from steering_spec.convert.stats import stats_from_proto, stats_to_proto
+from steering_spec.convert.tokenizing import (
+    detokenize_from_proto,
+    detokenize_to_proto,
+    tokenize_from_proto,
+    tokenize_to_proto,
+)
+from tests.support.specs import count, float32, float64, int32, int64, name, steerings, text, tuples
 
 acts = st.builds(
     SteeringAct,
@@ -110,6 +124,84 @@ PLAIN_VECTOR = VectorInfo(
     2,
     {"created": '"2026-01-01"'},
 )
+
+
+blocks = st.integers(0, 1000)
+vectors = st.builds(
+    VectorInfo,
+    name=name,
+    sha256=text,
+    description=text,
+    model=text,
+    layers=tuples(st.builds(VectorLayer, blocks, float64, float64)),
+    hidden_size=count,
+    method=text,
+    context_count=count,
+    min_match_tokens=count,
+    metadata=st.dictionaries(text, text, max_size=3),
+    probes=tuples(st.builds(VectorProbe, blocks, st.none() | float64, st.none() | float64)),
+    centroids=tuples(st.builds(VectorCentroids, blocks, count, st.none() | float64)),
+    running_requests=count,
+    memory_bytes=st.integers(0, 2**63 - 1),
+)
+
+
+@given(vectors)
+def test_any_vector_survives_the_wire(info: VectorInfo) -> None:
+    data = vector_to_proto(info).SerializeToString()
+    assert vector_from_proto(vector_pb2.Vector.FromString(data)) == info
+
+
+def test_a_vector_says_whether_its_name_means_it_and_how_it_is_pinned() -> None:
+    assert (PLAIN_VECTOR.current, PLAIN_VECTOR.pinned_name) == (True, f"vectors/calm@{'e' * 64}")
+    older = replace(PLAIN_VECTOR, name=PLAIN_VECTOR.pinned_name)
+    assert (older.current, older.pinned_name) == (False, older.name)
+
+
+large = st.integers(0, 2**63 - 1)
+stats = st.builds(
+    ServerStats,
+    versions=st.dictionaries(text, text, max_size=3),
+    started=st.datetimes(timezones=st.just(UTC)),
+    uptime_seconds=seconds,
+    serving=st.booleans(),
+    device=text,
+    running_completions=count,
+    queued_requests=count,
+    unfinished_completions=count,
+    unfinished_limit=count,
+    cache_page_tokens=count,
+    cache_pages=count,
+    used_cache_pages=count,
+    generated_tokens=large,
+    steered_rows=large,
+    vectors=count,
+    vector_memory_bytes=large,
+    vector_memory_limit_bytes=large,
+    used_vector_rows=count,
+    vector_rows=count,
+)
+
+
+@given(stats)
+def test_the_stats_of_a_server_survive_the_wire(told: ServerStats) -> None:
+    data = stats_to_proto(told).SerializeToString()
+    assert stats_from_proto(model_pb2.ServerStats.FromString(data)) == told
+
+
+chats = st.builds(Chat, tuples(st.builds(ChatMessage, text, text)), st.booleans())
+
+
+@given(st.builds(TokenizeSpec, st.builds(PromptText, text) | chats, text))
+def test_what_is_to_be_tokenized_survives_the_wire(spec: TokenizeSpec) -> None:
+    data = tokenize_to_proto(spec).SerializeToString()
+    assert tokenize_from_proto(model_pb2.TokenizeRequest.FromString(data)) == spec
+
+
+@given(st.builds(DetokenizeSpec, tuples(int32), st.booleans(), text))
+def test_ids_that_are_to_become_text_survive_the_wire(spec: DetokenizeSpec) -> None:
+    data = detokenize_to_proto(spec).SerializeToString()
+    assert detokenize_from_proto(model_pb2.DetokenizeRequest.FromString(data)) == spec
 
 
 def test_a_vector_survives_the_wire() -> None:
