@@ -97,7 +97,10 @@ def test_without_a_known_token_nothing_is_answered(guarded: Guarded, token: str 
     with guarded.client(token) as client:
         calls: list[Callable[[], object]] = [
             client.model,
-            client.vectors,
+            client.list_vectors,
+            client.server_stats,
+            lambda: client.tokenize("hi"),
+            lambda: client.unload_vector("calm"),
             lambda: client.generate("hi", sampling=ONE),
             lambda: list(client.stream("hi", sampling=ONE)),
             lambda: client.load_vector("x", path_on_server="x.safetensors"),
@@ -117,12 +120,19 @@ def test_scopes_are_kept_apart(guarded: Guarded) -> None:
     ):
         client.load_vector("x", path_on_server="none.safetensors")
     assert caught.value.reason == "MISSING_SCOPE"
+    with guarded.client(GENERATE) as client:
+        with pytest.raises(PermissionDeniedError, match="scope admin"):
+            client.unload_vector("calm")
+        assert client.detokenize(client.tokenize("hi")) == "hi"
+        assert client.get_vector("calm").sha256
+        assert client.server_stats().serving
     with guarded.client(ADMIN) as client:
         with pytest.raises(NotFoundError):
             client.load_vector("x", path_on_server="none.safetensors")
         assert client.model().facts.name
-        with pytest.raises(PermissionDeniedError, match="scope generate"):
-            client.generate("hi", sampling=ONE)
+        for call in (lambda: client.generate("hi", sampling=ONE), lambda: client.tokenize("hi")):
+            with pytest.raises(PermissionDeniedError, match="scope generate"):
+                call()
 
 
 def test_headers_that_are_no_bearer_token_are_not_let_in(guarded: Guarded) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from steering_engine.errors import EngineStoppedError
 from steering_engine.model import SteeredModel
-from tests.support.engine import busy, greedy, running
+from tests.support.engine import busy, engine_request, greedy, running
 
 
 class TestStopping:
@@ -23,6 +23,22 @@ class TestStopping:
         results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
         assert all(isinstance(result, EngineStoppedError) for result in results)
         assert {str(result) for result in results} == {"the engine was closed"}
+
+    async def test_close_ends_the_use_of_vectors(self, own: SteeredModel) -> None:
+        released: list[str] = []
+
+        async def use(name: str) -> None:
+            asked = engine_request(own, greedy(9, tokens=240), name)
+            async for _ in own.engine.submit_many([asked], lambda: released.append(name)):
+                pass
+
+        running = asyncio.create_task(use("running"))
+        await busy(own)
+        await own.close()
+        for task in (running, asyncio.create_task(use("too late"))):
+            with pytest.raises(EngineStoppedError):
+                await asyncio.wait_for(task, 10)
+        assert released == ["running", "too late"]
 
     async def test_after_close_nothing_is_accepted_and_closing_again_is_fine(self, own: SteeredModel) -> None:
         await asyncio.gather(own.close(), own.close())

@@ -35,6 +35,7 @@ from steering_spec import (
 from tests.support.direct import request, running_engine
 from tests.support.engine import forget_pages, idle, processor
 from tests.support.lively import lively_model, lively_vectors, some_ids
+from tests.support.server import wait_until
 
 REQUESTS = 1000
 AT_ONCE = 40
@@ -80,8 +81,8 @@ def drawn(model: SteeredModel, number: int) -> EngineRequest:
     return replace(made, until=until, sampling=replace(made.sampling, stop=stop))
 
 
-async def live(model: SteeredModel, number: int) -> str:
-    """One request from its beginning to its end; how it ended."""
+async def live(model: SteeredModel, number: int, released: list[int]) -> str:
+    """One request from its beginning to its end; how it ended. `released` hears when the engine is done with it."""
     draw = random.Random(-number)
     asked = drawn(model, number)
     copies = [asked] if number % 5 else [replace(asked, request_id=f"{number}.{copy}") for copy in range(3)]
@@ -97,7 +98,7 @@ async def live(model: SteeredModel, number: int) -> str:
     reason: FinishReason | None = None
     seen = 0
     try:
-        async with aclosing(model.engine.submit_many(copies)) as chunks:
+        async with aclosing(model.engine.submit_many(copies, lambda: released.append(number))) as chunks:
             async for _, chunk in chunks:
                 reason = chunk.finish_reason
                 seen += len(chunk.tokens)
@@ -133,14 +134,17 @@ async def test_a_thousand_requests_leave_nothing_behind(tmp_path: Path) -> None:
         hooks, table = hooks_of(model), table_of(model)
         numbers = iter(range(REQUESTS))
         ends: Counter[str] = Counter()
+        released: list[int] = []
 
         async def visitor() -> None:
             for number in numbers:
-                ends[await asyncio.create_task(live(model, number))] += 1
+                ends[await asyncio.create_task(live(model, number, released))] += 1
 
         await asyncio.gather(*(visitor() for _ in range(AT_ONCE)))
         await idle(model)
+        await asyncio.to_thread(wait_until, lambda: len(released) >= REQUESTS)
 
+        assert sorted(released) == list(range(REQUESTS))  # once each
         assert ends.total() == REQUESTS
         assert set(ends) == {
             *(reason.value for reason in FinishReason),

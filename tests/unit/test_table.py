@@ -78,6 +78,14 @@ class TestRoom:
             2: (2, 3),
         }
 
+    def test_the_fullest_block_tells_how_full_the_table_is(self) -> None:
+        table = DirectionTable(3, 4, CPU, capacity=6)
+        assert table.fullest() == (0, 5)
+        table.add_all({0: numbered(2), 1: numbered(4)})
+        assert table.fullest() == (4, 5)
+        table.release(1, [1, 2, 3])
+        assert table.fullest() == (2, 5)
+
     def test_rows_that_can_not_be_stored_give_their_slots_back(self) -> None:
         table = DirectionTable(2, 4, CPU, capacity=4)
         with pytest.raises(RuntimeError, match="shape mismatch"):

@@ -18,7 +18,9 @@ from safetensors.torch import save
 from steering_engine.errors import VectorFileError
 from steering_engine.loading import LoadedModel, load_model
 from steering_engine.vectors.file import encode_vector, load_vector, parse_vector, save_vector
+from steering_engine.vectors.header import MAX_HEADER_BYTES
 from steering_engine.vectors.schema import HeldOutLift, RecommendedTrigger, SteeringVector
+from tests.support.hostile_vectors import with_header
 from tests.support.models import save_tiny_model
 from tests.support.vector_files import (
     Case,
@@ -258,6 +260,22 @@ class TestRefusing:
     def test_what_is_no_safetensors_file(self, data: bytes) -> None:
         (problem,) = problems_of(data)
         assert problem.startswith("not a sound safetensors file: ")
+
+    def test_a_header_is_read_up_to_a_limit(self, sound: bytes) -> None:
+        body = sound[8 + int.from_bytes(sound[:8], "little") :]
+        header = sound[8 : len(sound) - len(body)]
+
+        def with_spaces(size: int) -> bytes:
+            return size.to_bytes(8, "little") + header.ljust(size) + body
+
+        assert parse_vector(with_spaces(MAX_HEADER_BYTES), "long").contexts
+        (problem,) = problems_of(with_spaces(MAX_HEADER_BYTES + 8))
+        assert problem.endswith(f"has {MAX_HEADER_BYTES + 8} bytes; at most {MAX_HEADER_BYTES} are read")
+
+    def test_many_names_that_come_twice_are_found_in_no_time(self) -> None:
+        entries = ",".join(f'"{number}":1,"{number}":2' for number in range(100_000))
+        (problem,) = problems_of(with_header(f"{{{entries}}}"))  # pair by pair, this would take minutes
+        assert "more than once" in problem
 
     def test_any_truncation(self, sound: bytes) -> None:
         for length in range(0, len(sound), 7):
