@@ -32,6 +32,7 @@ MAY_IMPORT = {
 MAY_IMPORT_GENERATED_CODE = (
     "protos/steering_spec/convert/",
     "server/steering_server/rpc/",
+    "clients/python/steering_client/generation.py",
     "clients/python/steering_client/transport.py",
 )
 

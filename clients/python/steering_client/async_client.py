@@ -13,9 +13,10 @@ import grpc
 
 from steering_client import transport
 from steering_client.errors import ConnectionFailedError, DeadlineExceededError, steering_errors
+from steering_client.generation import Generation, StreamEvent, StreamReader
 from steering_client.prompts import Prompt, Steering
 from steering_client.security import Tls, security_of
-from steering_client.transport import Call, Generation, StreamEvent, StreamReader
+from steering_client.transport import Call
 from steering_spec import Completion, ModelInfo, SamplingParams, ServerStats, StreamDelta, VectorInfo
 
 T = TypeVar("T")

@@ -1,40 +1,32 @@
 """Every call of the API described once, for the synchronous and the asyncio client. No I/O.
 
 A call is a method's path, a request as bytes, and a function that reads a response; the clients carry it to
-the server and back. The only module of this package that knows the generated protobuf code.
+the server and back. Only this module and `generation` know the generated protobuf code.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from steering.v1 import generation_pb2, model_pb2, vector_pb2
-from steering_client.errors import InternalError, InvalidArgumentError
-from steering_client.prompts import Prompt, Steering, prompt_of, steering_of
+from steering.v1 import model_pb2, vector_pb2
+from steering_client.errors import InvalidArgumentError
+from steering_client.prompts import Prompt, prompt_of
 from steering_spec import (
-    Completion,
     DetokenizeSpec,
-    GenerationSpec,
     ModelInfo,
     PromptIds,
-    SamplingParams,
     ServerStats,
-    SteeringAct,
-    StreamDelta,
     TokenizeSpec,
     VectorInfo,
     Violation,
     limits,
-    request_violations,
 )
-from steering_spec.convert.completion import act_from_proto, completion_from_proto, delta_from_proto
-from steering_spec.convert.request import generation_spec_to_proto
 from steering_spec.convert.resources import model_from_proto, vector_from_proto
 from steering_spec.convert.stats import stats_from_proto
 from steering_spec.convert.tokenizing import detokenize_to_proto, tokenize_to_proto
@@ -75,7 +67,7 @@ class Call(Generic[T]):
 def get_model() -> Call[ModelInfo]:
     """Asks for the served model."""
     request = model_pb2.GetModelRequest()
-    return _call(
+    return make_call(
         "ModelService/GetModel", request, model_pb2.GetModelResponse, lambda r: model_from_proto(r.model)
     )
 
@@ -83,7 +75,7 @@ def get_model() -> Call[ModelInfo]:
 def server_stats() -> Call[ServerStats]:
     """Asks how the server is."""
     request = model_pb2.GetServerStatsRequest()
-    return _call(
+    return make_call(
         "ModelService/GetServerStats",
         request,
         model_pb2.GetServerStatsResponse,
@@ -105,7 +97,7 @@ def tokenize(prompt: Prompt) -> Call[tuple[int, ...]]:
     if faults := tokenize_violations(spec):
         raise InvalidArgumentError.of(faults)
     request = tokenize_to_proto(spec)
-    return _call("ModelService/Tokenize", request, model_pb2.TokenizeResponse, lambda r: tuple(r.ids))
+    return make_call("ModelService/Tokenize", request, model_pb2.TokenizeResponse, lambda r: tuple(r.ids))
 
 
 def detokenize(ids: Iterable[int], *, skip_special_tokens: bool) -> Call[str]:
@@ -118,7 +110,7 @@ def detokenize(ids: Iterable[int], *, skip_special_tokens: bool) -> Call[str]:
     if faults := detokenize_violations(spec):
         raise InvalidArgumentError.of(faults)
     request = detokenize_to_proto(spec)
-    return _call("ModelService/Detokenize", request, model_pb2.DetokenizeResponse, lambda r: r.text)
+    return make_call("ModelService/Detokenize", request, model_pb2.DetokenizeResponse, lambda r: r.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +128,13 @@ def list_vectors(page_token: str, *, all_versions: bool) -> Call[VectorPage]:
         return VectorPage(tuple(map(vector_from_proto, response.vectors)), response.next_page_token)
 
     request = vector_pb2.ListVectorsRequest(page_token=page_token, all_versions=all_versions)
-    return _call("VectorService/ListVectors", request, vector_pb2.ListVectorsResponse, read)
+    return make_call("VectorService/ListVectors", request, vector_pb2.ListVectorsResponse, read)
 
 
 def get_vector(name: str) -> Call[VectorInfo]:
     """Asks for one vector."""
     request = vector_pb2.GetVectorRequest(name=_vector_name(name))
-    return _call(
+    return make_call(
         "VectorService/GetVector",
         request,
         vector_pb2.GetVectorResponse,
@@ -170,7 +162,7 @@ def load_vector(
         if len(request.safetensors) > limits.MAX_VECTOR_FILE_BYTES:
             text = f"{len(request.safetensors)} bytes; at most {limits.MAX_VECTOR_FILE_BYTES} can be sent"
             raise InvalidArgumentError.of([Violation("safetensors", text)])
-    return _call(
+    return make_call(
         "VectorService/LoadVector",
         request,
         vector_pb2.LoadVectorResponse,
@@ -181,7 +173,7 @@ def load_vector(
 def unload_vector(name: str) -> Call[VectorInfo]:
     """Unloads one version of a vector."""
     request = vector_pb2.UnloadVectorRequest(name=_vector_name(name))
-    return _call(
+    return make_call(
         "VectorService/UnloadVector",
         request,
         vector_pb2.UnloadVectorResponse,
@@ -193,140 +185,8 @@ def _vector_name(name: str) -> str:
     return f"vectors/{name.removeprefix('vectors/')}"
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What to generate, as callers say it; `Client.generate` describes the fields."""
-
-    prompt: Prompt
-    sampling: SamplingParams | None
-    steering: Steering | None
-    request_id: str
-    steering_trace: bool
-
-    @property
-    def completion_count(self) -> int:
-        """How many completions are asked for."""
-        return 1 if self.sampling is None else self.sampling.n
-
-    def one(self) -> Call[Completion]:
-        """Asks for one completion in one piece; raises what `all` raises.
-
-        Raises:
-            ValueError: Several are asked for.
-        """
-        if self.completion_count > 1:
-            raise ValueError(
-                f"generate makes one completion, and n = {self.completion_count} are asked for; use generate_many"
-            )
-        call = self.all()
-        return Call(call.method, call.request, lambda data: call.read(data)[0])
-
-    def all(self) -> Call[tuple[Completion, ...]]:
-        """Asks for the completions, each in one piece.
-
-        Raises:
-            InvalidArgumentError: Something is wrong; all that can be known without the server, at once.
-            TypeError: The prompt is of a type that no prompt has.
-        """
-        request = generation_pb2.GenerateRequest(spec=self._message())
-        return _call(
-            "GenerationService/Generate",
-            request,
-            generation_pb2.GenerateResponse,
-            lambda r: tuple(map(completion_from_proto, r.results)),
-        )
-
-    def streamed(self) -> Call[StreamEvent]:
-        """Asks for the completions as they are decoded; raises what `all` raises."""
-        request = generation_pb2.StreamGenerateRequest(spec=self._message())
-        return _call(
-            "GenerationService/StreamGenerate", request, generation_pb2.StreamGenerateResponse, _stream_event
-        )
-
-    def _message(self) -> generation_pb2.GenerationSpec:
-        spec = GenerationSpec(
-            prompt=prompt_of(self.prompt),
-            sampling=self.sampling or SamplingParams(),
-            steering=steering_of(self.steering),
-            request_id=self.request_id,
-            steering_trace=self.steering_trace,
-        )
-        if faults := request_violations(spec):
-            raise InvalidArgumentError.of(faults)
-        try:
-            return generation_spec_to_proto(spec)
-        except ValueError as error:  # a number too large for its field, or a text that is no Unicode
-            raise InvalidArgumentError.of([Violation("", str(error))]) from error
-
-
-@dataclass(frozen=True, slots=True)
-class StreamAct:
-    """A steering act, and of which completion it is."""
-
-    index: int
-    act: SteeringAct
-
-
-StreamEvent = StreamAct | StreamDelta | Completion | None
-
-
-def _stream_event(message: generation_pb2.StreamGenerateResponse) -> StreamEvent:
-    match message.WhichOneof("event"):
-        case "steering_event":
-            event = message.steering_event
-            return StreamAct(event.completion_index, act_from_proto(event))
-        case "delta":
-            return delta_from_proto(message.delta)
-        case "result":
-            return completion_from_proto(message.result)
-        case _:  # an event that only newer clients know
-            return None
-
-
-class StreamReader:
-    """Joins the events of one stream: the acts of a completion that came before a delta of it are put into it."""
-
-    def __init__(self, completion_count: int) -> None:
-        """Reads the stream of so many completions."""
-        self._count = completion_count
-        self._acts: dict[int, list[SteeringAct]] = {}
-        self._completions: dict[int, Completion] = {}
-
-    def read(self, event: StreamEvent) -> StreamDelta | None:
-        """The delta that the event completes, if it does."""
-        if isinstance(event, StreamAct):
-            self._acts.setdefault(event.index, []).append(event.act)
-        elif isinstance(event, Completion):
-            self._completions[event.index] = event
-        elif event is not None:
-            return replace(event, acts=tuple(self._acts.pop(event.index, ())))
-        return None
-
-    @property
-    def completion(self) -> Completion:
-        """The completion.
-
-        Raises:
-            ValueError: The stream has several.
-            InternalError: The stream has not come to its end.
-        """
-        if self._count > 1:
-            raise ValueError(f"the stream has n = {self._count} completions; use completions")
-        return self.completions[0]
-
-    @property
-    def completions(self) -> tuple[Completion, ...]:
-        """The completions, in order.
-
-        Raises:
-            InternalError: The stream has not come to its end.
-        """
-        if len(self._completions) < self._count:
-            raise InternalError("the stream has not come to its end, so there is no completion")
-        return tuple(self._completions[index] for index in sorted(self._completions))
-
-
-def _call(method: str, request: Message, response: type[M], read: Callable[[M], T]) -> Call[T]:
+def make_call(method: str, request: Message, response: type[M], read: Callable[[M], T]) -> Call[T]:
+    """A call of `steering.v1`, whose responses are read by way of a message type."""
     return Call(
         f"/steering.v1.{method}", request.SerializeToString(), lambda data: read(response.FromString(data))
     )
