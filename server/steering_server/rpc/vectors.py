@@ -43,6 +43,10 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
     ) -> vector_pb2.ListVectorsResponse:
         """One page of the vectors, ordered by name."""
+        # In a thread: describing a page of 1,000 takes tens of milliseconds.
+        return await asyncio.to_thread(self._page, request)
+
+    def _page(self, request: vector_pb2.ListVectorsRequest) -> vector_pb2.ListVectorsResponse:
         if request.page_size < 0:
             raise InvalidRequestError([Violation("page_size", f"{request.page_size} is below 0")])
         size = min(request.page_size or limits.DEFAULT_PAGE_SIZE, limits.MAX_PAGE_SIZE)
