@@ -12,12 +12,12 @@ from typing import Any, Final, Literal, get_args
 
 import torch
 
-from steering_client import AsyncClient
 from steering_client.errors import SteeringError
 from steering_engine.errors import VectorFileError
 from steering_engine.vectors.file import encode_vector, parse_vector
 from steering_engine.vectors.schema import RecommendedTrigger, SteeringVector
 from steering_pts.concurrency import map_concurrently
+from steering_pts.credentials import Credentials
 from steering_pts.errors import EndpointError, EvaluationError
 from steering_pts.seeds import derive_seed
 from steering_spec import ContextTrigger, ProbeTrigger, SimilarityTrigger, Trigger, VectorRef
@@ -223,18 +223,20 @@ def randomised(served: ServedVector, number: int, seed: int) -> ServedVector:
     return dataclasses.replace(served, vector=vector, data=data, sha256=hashlib.sha256(data).hexdigest())
 
 
-def load_into(target: str, vectors: Sequence[ServedVector]) -> None:
+def load_into(target: str, vectors: Sequence[ServedVector], credentials: Credentials) -> None:
     """Loads vectors into a server; those that it has already are left as they are.
 
     Raises:
         EndpointError: The server refuses some, all of which are named, or can't be reached.
     """
-    if faults := sorted(asyncio.run(_faults_of_loading(target, vectors))):
+    if faults := sorted(asyncio.run(_faults_of_loading(target, vectors, credentials))):
         raise EndpointError(f"{target} does not load " + "; ".join(faults))
 
 
-async def _faults_of_loading(target: str, vectors: Sequence[ServedVector]) -> list[str]:
-    async with AsyncClient(target) as client:
+async def _faults_of_loading(
+    target: str, vectors: Sequence[ServedVector], credentials: Credentials
+) -> list[str]:
+    async with credentials.connect(target) as client:
 
         async def load(one: ServedVector) -> str | None:
             try:

@@ -16,12 +16,18 @@ from tests.bench.server.measure import calls_per_second, first_tokens, stream_th
 from tests.bench.server.serving import make_model, served
 
 STREAMS: Final = 32
-_FIRST_TOKEN_MODEL: Final = "bundled"
+_TIMED_MODEL: Final = "bundled"
 _FIRST_TOKEN_LENGTH: Final = 8
 
 
 async def bench_server(
-    names: Sequence[str], runs: int, tokens: int | None, console: Console, *, pairs: int = 300, calls: int = 3200
+    names: Sequence[str],
+    runs: int,
+    tokens: int | None,
+    console: Console,
+    *,
+    pairs: int = 300,
+    calls: int = 3200,
 ) -> dict[str, Any]:
     """Measures servers of the named ones of `MODELS`.
 
@@ -55,7 +61,7 @@ async def bench_server(
                         "tokens_per_second": statistics.median(compared.speeds.changed),
                         "engine_tokens_per_second": statistics.median(compared.speeds.baseline),
                     }
-                    if name == _FIRST_TOKEN_MODEL:
+                    if name == _TIMED_MODEL:
                         first = await first_tokens(model, client, pairs, _FIRST_TOKEN_LENGTH)
                         report["ttft_over_engine_ms"] = {name: first.summary}
                         report["get_model_calls_per_second"] = await _calls(client, calls, runs)
