@@ -22,6 +22,7 @@ from steering_server.rpc.default_steering import check_default_steering, read_de
 from steering_server.rpc.guard import Guard
 from steering_server.rpc.services import add_services
 from steering_server.security.credentials import Credentials
+from steering_server.tracing import tracing_of
 from steering_spec import GenerationSpec, PromptIds, SamplingParams, limits
 
 _log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class SteeringServer:
             credentials: What was read of it before the model was loaded; None reads it now.
 
         Raises:
-            StartError: The credentials or the default steering are wrong.
+            StartError: The credentials or the default steering are wrong, or tracing lacks its packages.
         """
         self._model = model
         self._config = config
@@ -68,7 +69,8 @@ class SteeringServer:
         self._metrics = Metrics()
         self._metrics_server: MetricsServer | None = None
         access = Access(self._credentials.tokens if self._credentials.needs_tokens else None)
-        self._guard = Guard(access, self._metrics)
+        self._tracing = tracing_of(config)
+        self._guard = Guard(access, self._metrics, self._tracing)
         self._hurry = asyncio.Event()
         self._healthy = False
         self._looking: asyncio.Task[None] | None = None
@@ -154,6 +156,8 @@ class SteeringServer:
             await asyncio.wait([self._looking])
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     def hurry(self) -> None:
         """Ends the grace of a running `stop` at once."""

@@ -182,6 +182,7 @@ def test_a_call_leaves_one_record_and_prompts_where_they_are_wanted(
         "code": "OK",
         "prompt": "my prompt",
         "prompt_tokens": done.usage.prompt_tokens,
+        "first_token_seconds": round(done.usage.first_token_seconds, 6),
         "generated_tokens": 4,
         "steered_rows": 0,
         "completions": [done.text],
