@@ -15,6 +15,7 @@ from steering_server.address import join_address
 from steering_server.config import ServerConfig
 from steering_server.errors import StartError
 from steering_server.metrics import Metrics, MetricsServer
+from steering_server.notify import READY, STOPPING, WELL, notify_systemd
 from steering_server.readings import Readings
 from steering_server.rpc.access import Access
 from steering_server.rpc.backlog import Backlog
@@ -131,6 +132,7 @@ class SteeringServer:
         await self._server.start()
         await self._set_health(healthy=True)
         self._looking = asyncio.create_task(self._look())
+        notify_systemd(READY)
         return join_address(self._config.host, port)
 
     async def stop(self) -> None:
@@ -140,6 +142,7 @@ class SteeringServer:
         Calls that outlast the grace end with UNAVAILABLE too.
         """
         self._healthy = False
+        notify_systemd(STOPPING)
         await self._health.enter_graceful_shutdown()
         self._guard.refuse_new_calls()
         waits = {asyncio.create_task(self._guard.wait_until_idle()), asyncio.create_task(self._hurry.wait())}
@@ -181,6 +184,8 @@ class SteeringServer:
             if failure is not None and self._healthy:
                 _log.critical("the engine is lost, nothing more will be generated: %s", failure)
                 await self._set_health(healthy=False)
+            if self._healthy:
+                notify_systemd(WELL)
 
     async def _warm_up(self) -> None:
         # The first forward pass sets up threads, caches and kernels; no caller should wait for that.
