@@ -109,18 +109,10 @@ def test_the_image_is_built_of_files_that_suffice(tmp_path: Path) -> None:
             )
         else:
             shutil.copy(root / name, tmp_path)
-    done = run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        str(tmp_path),
-        "-w",
-        str(tmp_path / "out"),
-    )
+    # The build's own packages are here, so none are fetched; protoc looks its plugins up on the path.
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / "out"))
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    done = run(sys.executable, "-m", "pip", "wheel", *options, str(tmp_path), environment={"PATH": path})
     assert done.returncode == 0, done.stderr
     [wheel] = (tmp_path / "out").iterdir()
     listed = run(sys.executable, "-m", "zipfile", "-l", str(wheel)).stdout
