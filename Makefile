@@ -80,7 +80,7 @@ lint: $(SETUP) proto-breaking ## Check style: ruff for Python, buf for the proto
 type: $(SETUP) ## Check types with mypy --strict.
 	$(BIN)/mypy
 
-bench: $(SETUP) ## Measure the engine, discovery and calibration; writes runs/bench/report.json.
+bench: $(SETUP) ## Measure the engine, discovery, calibration and the server; writes runs/bench/report.json.
 	$(BIN)/python -m tests.bench
 
 check: test demo ## Everything that CI runs, and the demonstration.
