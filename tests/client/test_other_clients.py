@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from steering_client import Client, SamplingParams, SteeringRule
+from tests.support.certificates import Authority, write_secret
 from tests.support.server import LiveServer
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ SPEC = {
     "sampling": {"maxTokenCount": 6, "seed": "3"},
     "steering": {"rules": [{"vector": "vectors/calm", "strength": 2}]},
 }
+TOKEN = "generate-token-0123456789"  # noqa: S105 -- of no other server
 MISSING_NODE = "Node and npm are not on the path"
 
 
@@ -55,6 +57,20 @@ class TestBufCurl:
         [result] = json.loads(done.stdout)["results"]
         assert result["text"] == expected(live)
         assert result["usage"]["steeredRowCount"] == 6
+
+    def test_it_generates_over_tls_with_a_token(self, model_folder: Path, tmp_path: Path) -> None:
+        authority = Authority()
+        (tmp_path / "ca.pem").write_bytes(authority.ca)
+        cert, key = authority.sign().write(tmp_path)
+        tokens = write_secret(tmp_path / "tokens", f"alice generate {TOKEN}\n")
+        spec = json.dumps({"spec": {"text": "hi", "sampling": {"maxTokenCount": 1}}})
+        with LiveServer(model_folder, tls_cert=cert, tls_key=key, token_file=tokens) as server:
+            address = f"https://{server.address}/steering.v1.GenerationService/Generate"
+            options = ("--protocol", "grpc", "--cacert", str(tmp_path / "ca.pem"), "--reflect-header", "*")
+            header = ("--header", f"authorization: Bearer {TOKEN}")
+            done = run(BUF, "curl", *options, *header, "-d", spec, address)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["results"][0]["usage"]["generatedTokenCount"] == 1
 
     def test_it_is_told_what_is_wrong(self, live: LiveServer) -> None:
         done = curl(live, "GenerationService/Generate", {"spec": {**SPEC, "text": ""}})

@@ -199,7 +199,7 @@ def test_no_text_of_a_caller_can_forge_a_line(
     token = REQUEST_ID.set(evil)
     try:
         configure_logging(log_format)
-        logging.getLogger("test").info("done", extra={"notes": {"prompt": evil, "tokens": 3}})
+        logging.getLogger("test").info("done", extra={"notes": {"code": "OK", "prompt": evil, "tokens": 3}})
     finally:
         REQUEST_ID.reset(token)
         root.handlers[:] = handlers
@@ -208,7 +208,8 @@ def test_no_text_of_a_caller_can_forge_a_line(
     if log_format is LogFormat.JSON:
         entry = json.loads(line)
         assert (entry["prompt"], entry["tokens"], entry["request_id"]) == (evil, 3, evil)
-    else:
+        assert entry["code"] == "OK"
+    else:  # the code stands in the message of a call already
         assert line.endswith(f" INFO test: done prompt={evil!r} tokens=3 request_id={evil!r}")
 
 
