@@ -68,6 +68,8 @@ def test_what_was_run_is_told(report: dict[str, Any]) -> None:
     assert {report[arm]["n"] for arm in ("every_step", "random")} == {TEST_PROBLEMS}
     assert sum(form["n"] for form in report["forms"].values()) == TEST_PROBLEMS
     assert report["calibration"]["rollouts"] < 0.35 * report["calibration"]["grid_rollouts"]
+    assert 0 < report["calibration"]["chosen"] <= 1
+    assert 0 < report["calibration"]["best_of_grid"] <= 1
     assert report["seconds"] > 0
 
 

@@ -256,6 +256,32 @@ def test_files_of_the_same_run_that_are_not_made_again_go(
     assert {path.stem for path in (run / "vectors").iterdir()} == {"ascii", "foreign"}
 
 
+def test_the_full_grid_is_measured_when_asked_for_and_changes_nothing_that_is_chosen(
+    calibrated: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    run, before = tmp_path / "run", calibrated[1]
+    shutil.copytree(calibrated[0], run)
+
+    ended = run_pts(*arguments(run, data, "--full-grid"))
+
+    assert ended.code == 0, ended.err
+    result = json.loads(ended.out)
+    grid = result.pop("grid")
+    assert (before["grid"], result["groups"]) == (None, before["groups"])
+    assert result["generated"] > before["generated"]
+    chosen, best = grid["groups"][0], grid["groups"][0]["best"]
+    assert chosen["chosen"] == before["groups"][0]["chosen"]["effect"]["steered"] == grid["chosen"]
+    assert (best["method"], best["block"]) == ("helpful", 2)
+    assert chosen["best_of_grid"] == grid["best_of_grid"] >= chosen["unsteered"]
+    log = [json.loads(line) for line in (run / "calibration.jsonl").read_text().splitlines()[1:]]
+    measured: dict[str, set[str]] = {}
+    for line in log:
+        measured.setdefault(line["arm"], set()).update(problem for problem, _ in line["draws"])
+    loud = [key for key in measured if "always" in key and "+" not in key]
+    assert len(loud) == sum(one["trigger"] == "always" for g in result["groups"] for one in g["settings"])
+    assert all(len(measured[key]) >= VALIDATION // 2 for key in loud)
+
+
 # --- vectors from elsewhere -------------------------------------------------------------------------------------------
 
 

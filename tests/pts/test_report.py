@@ -256,6 +256,22 @@ def test_a_heat_map_has_a_row_for_each_block_and_a_column_for_each_strength() ->
     assert cells == {(0, 0): (-0.2, 0, False), (0, 1): None, (2, 0): (0.1, 6, False), (2, 1): (0.2, 8, True)}
 
 
+def test_probes_read_at_one_block_for_each_steered_one_share_a_heat_map() -> None:
+    one_each = [{**setting(b, 1.0, 0.1), "trigger": f"probe@{read}"} for b, read in ((1, 0), (2, 2))]
+    found = heat_maps(group(setting(1, 1.0, 0.3), *one_each))
+    assert [(one.trigger, [block for block, _ in one.rows]) for one in found.maps] == [
+        ("context", [1]),
+        ("probe", [1, 2]),
+    ]
+
+    several = {**setting(2, 1.0, 0.2), "trigger": "probe@0"}
+    found = heat_maps(group(*one_each, several))
+    assert [(one.trigger, [block for block, _ in one.rows]) for one in found.maps] == [
+        ("probe at block 0", [1, 2]),
+        ("probe at block 2", [2]),
+    ]
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(0.01, 1e4)), min_size=1, max_size=40))
 def test_no_setting_is_missing_from_a_heat_map(tried: list[tuple[int, float]]) -> None:
     found = heat_maps(group(*(setting(block, strength, 0.1) for block, strength in tried)))

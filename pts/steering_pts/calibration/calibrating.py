@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from steering_pts.calibration.candidates import CandidateGroup
 from steering_pts.calibration.draws import DrawOrder, draws_of, halves
 from steering_pts.calibration.effects import effect_of, harmed
+from steering_pts.calibration.grid import compare_with_grid
 from steering_pts.calibration.halving import Measure, Search, halve, schedule
 from steering_pts.calibration.log import CalibrationLog, Draw, Outcome
 from steering_pts.calibration.options import CalibrationOptions
-from steering_pts.calibration.results import CalibrationResult, Effect, GroupResult
+from steering_pts.calibration.results import CalibrationResult, Effect, GridComparison, GroupResult
 from steering_pts.calibration.settings import Setting, settings_of
 from steering_pts.calibration.trials import UNSTEERED, Arm, Bench, Trials
 from steering_pts.data import Problem
@@ -33,6 +34,8 @@ def calibrate_groups(
     log: CalibrationLog,
     validation: Sequence[Problem],
     test: Sequence[Problem] = (),
+    *,
+    full_grid: bool = False,
 ) -> CalibrationResult:
     """Chooses a setting for each group, drops what does not help, and measures what is kept on the test problems.
 
@@ -43,6 +46,7 @@ def calibrate_groups(
         log: Every measurement; a calibration that is begun again with the same log goes on, to the same result.
         validation: Problems to choose and confirm on; none that the vectors were made from.
         test: Problems that nothing is chosen on; measured once, at the end.
+        full_grid: Measure the full grid as well, to tell how near the search came to its best.
 
     Raises:
         DataError: There are too few validation problems, or some lack the field `options.by`.
@@ -58,7 +62,9 @@ def calibrate_groups(
     tested = None
     if test and kept.settings:
         tested = calibration.effect(kept, draws_of(test, options.samples, bench.seed), "test")
-    return CalibrationResult(tuple(results), together, tested, len(validation), calibration.trials.generated)
+    grid = calibration.grid(groups, results) if full_grid else None
+    generated = calibration.trials.generated
+    return CalibrationResult(tuple(results), together, tested, len(validation), generated, grid)
 
 
 def check_problems(problems: Sequence[Problem], validation: Sequence[Problem], by: str) -> None:
@@ -124,6 +130,12 @@ class _Calibration:
             grid,
         )
         return self._confirm(result, search, order)
+
+    def grid(self, groups: Sequence[CandidateGroup], results: Sequence[GroupResult]) -> GridComparison:
+        """The full grid of each group, chosen on the problems of the search and confirmed on the others."""
+        choosing, _ = halves(self.validation, self.options.by, self.bench.seed)
+        draws = draws_of(choosing, 1, self.bench.seed)
+        return compare_with_grid(groups, results, self.trials, self.options, draws, self.confirming)
 
     def _measure(self, name: str) -> Measure:
         def measure(

@@ -66,6 +66,57 @@ class GroupResult:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupGrid:
+    """The chosen setting of a group beside the best of the full grid, as success on draws that neither was chosen on.
+
+    Attributes:
+        name: Of the group.
+        unsteered: Success of the unsteered arm.
+        chosen: Success of the chosen setting; of the unsteered arm where none was chosen.
+        best: The best setting of the grid; None where none stayed within the budget of divergence.
+        best_of_grid: Its success.
+    """
+
+    name: str
+    unsteered: float
+    chosen: float
+    best: Setting | None
+    best_of_grid: float
+
+
+@dataclass(frozen=True, slots=True)
+class GridComparison:
+    """How near a search came to the full grid.
+
+    Attributes:
+        groups: Group by group.
+        chosen: Success of all that are kept, together.
+        best_of_grid: Success of the best settings of the grid, together.
+    """
+
+    groups: tuple[GroupGrid, ...]
+    chosen: float
+    best_of_grid: float
+
+    def as_json(self) -> dict[str, Any]:
+        """What `calibration.json` holds of it."""
+        return {
+            "chosen": self.chosen,
+            "best_of_grid": self.best_of_grid,
+            "groups": [
+                {
+                    "name": one.name,
+                    "unsteered": one.unsteered,
+                    "chosen": one.chosen,
+                    "best": None if one.best is None else _setting(one.best),
+                    "best_of_grid": one.best_of_grid,
+                }
+                for one in self.groups
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class CalibrationResult:
     """The calibration of all groups.
 
@@ -76,6 +127,7 @@ class CalibrationResult:
         problems: Validation problems.
         generated: Completions that were made for it in all, tests included; fewer than measurements, because a
             completion in which no rule would act is that of the unsteered arm.
+        grid: The full grid beside it; None where it was not asked for.
     """
 
     groups: tuple[GroupResult, ...]
@@ -83,6 +135,7 @@ class CalibrationResult:
     test: Effect | None
     problems: int
     generated: int
+    grid: GridComparison | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What `calibration.json` holds; nothing in it depends on when it was made or how often it was interrupted."""
@@ -92,6 +145,7 @@ class CalibrationResult:
             "generated": self.generated,
             "together": _effect(self.together),
             "test": _effect(self.test),
+            "grid": None if self.grid is None else self.grid.as_json(),
             "groups": [_group(group, self.test) for group in self.groups],
         }
 

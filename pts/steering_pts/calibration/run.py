@@ -62,6 +62,7 @@ def calibrate_into(
     candidates: Path | None = None,
     raw: bool = False,
     restart: bool = False,
+    full_grid: bool = False,
 ) -> tuple[CalibrationResult, dict[str, Path]]:
     """Calibrates the candidates of a run and writes its vector files; goes on where an earlier call was interrupted.
 
@@ -74,6 +75,7 @@ def calibrate_into(
         candidates: Folder of vector files; None takes those of the run.
         raw: Whether the prompts of `bench` are plain ones; it is part of what a log says.
         restart: Forget what was measured before.
+        full_grid: Measure the full grid as well.
 
     Returns:
         The result, and the files that were written, by group.
@@ -96,7 +98,7 @@ def calibrate_into(
     root.mkdir(parents=True, exist_ok=True)
     load_candidates(bench.model, groups, source)
     with closing(CalibrationLog(files.log, _settings(bench, raw=raw), restart=restart)) as log:
-        result = calibrate_groups(groups, bench, options, log, validation, test)
+        result = calibrate_groups(groups, bench, options, log, validation, test, full_grid=full_grid)
         written = write_vectors(result, groups, files.vectors)
         write_result(result, files.result)
     return result, written

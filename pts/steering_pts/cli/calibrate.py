@@ -101,6 +101,13 @@ def calibrate(
     restart: Annotated[
         bool, typer.Option("--restart", help="Forget what an earlier calibration measured.")
     ] = False,
+    full_grid: Annotated[
+        bool,
+        typer.Option(
+            "--full-grid",
+            help="Measure every setting, to tell how near the search came to the best; takes several times as long.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose method, block, strength and trigger of each group of vectors, and write RUN/vectors.
@@ -149,7 +156,15 @@ def calibrate(
     progress = RunProgress(quiet=as_json)
     with measuring(folder, own, device, [*problems, *tests], progress) as (bench, plain):
         result, written = calibrate_into(
-            run, bench, options, problems, tests, candidates=vectors, raw=plain, restart=restart
+            run,
+            bench,
+            options,
+            problems,
+            tests,
+            candidates=vectors,
+            raw=plain,
+            restart=restart,
+            full_grid=full_grid,
         )
     print_calibration(result, written, as_json=as_json)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steering_engine.vectors.schema import HeldOutLift
-from steering_pts.calibration.results import CalibrationResult, Effect
+from steering_pts.calibration.results import CalibrationResult, Effect, GridComparison
 
 
 def print_calibration(result: CalibrationResult, written: Mapping[str, Path], *, as_json: bool) -> None:
@@ -29,6 +29,8 @@ def print_calibration(result: CalibrationResult, written: Mapping[str, Path], *,
     for name, effect in (("together, on problems kept back", result.together), ("test", result.test)):
         if effect is not None:
             _print_effect(console, name, effect)
+    if result.grid is not None:
+        _print_grid(console, result.grid)
     if not written:
         console.print("no vector files: nothing helped for certain")
 
@@ -68,6 +70,20 @@ def _print_effect(console: Console, name: str, effect: Effect) -> None:
                 f"  {value}: {own.problems} problems: {own.unsteered:.3f} -> {own.steered:.3f}, {_lift(own)}"
             )
         )
+
+
+def _print_grid(console: Console, grid: GridComparison) -> None:
+    for group in grid.groups:
+        best = f"{group.best}" if group.best is not None else "nothing within the budget"
+        console.print(
+            Text(
+                f"full grid: {group.name}: chosen {group.chosen:.3f}, best {group.best_of_grid:.3f} ({best}), "
+                f"unsteered {group.unsteered:.3f}"
+            )
+        )
+    console.print(
+        Text(f"full grid, together: chosen {grid.chosen:.3f}, best of the grid {grid.best_of_grid:.3f}")
+    )
 
 
 def _lift(lift: HeldOutLift) -> str:

@@ -52,12 +52,33 @@ def heat_maps(group: CalibratedGroup) -> HeatMaps:
     """The maps of a group's search."""
     settings = [setting for setting in group.settings if setting.lift is not None]
     reach = max((abs(setting.lift or 0.0) for setting in settings), default=0.0)
-    by_kind: dict[tuple[str, str], list[Setting]] = {}
-    for setting in settings:
-        by_kind.setdefault((setting.method, trigger_name(setting.trigger)), []).append(setting)
+    by_kind = _by_kind(settings)
     best_first = sorted(by_kind.items(), key=lambda item: -max(_lift(setting) for setting in item[1]))
     maps = [_map(kind, own, group.chosen, reach) for kind, own in best_first[:_MOST_MAPS]]
     return HeatMaps(tuple(maps), max(len(best_first) - _MOST_MAPS, 0), reach)
+
+
+def _by_kind(settings: Sequence[Setting]) -> dict[tuple[str, str], list[Setting]]:
+    """The settings of each map: of a method with a trigger.
+
+    Probes and centroids that are read at one block for each steered one share a map; where several are read for the
+    same steered block, each block that is read has a map of its own.
+    """
+    read: dict[tuple[str, str, int], set[str]] = {}
+    for setting in settings:
+        name = trigger_name(setting.trigger)
+        read.setdefault((setting.method, _kind(name), setting.block), set()).add(name)
+    several = {(method, kind) for (method, kind, _), names in read.items() if len(names) > 1}
+    found: dict[tuple[str, str], list[Setting]] = {}
+    for setting in settings:
+        name = trigger_name(setting.trigger)
+        own = name if (setting.method, _kind(name)) in several else _kind(name)
+        found.setdefault((setting.method, own), []).append(setting)
+    return found
+
+
+def _kind(name: str) -> str:
+    return name.split(" at block ", maxsplit=1)[0]
 
 
 def trigger_name(trigger: object) -> str:

@@ -34,6 +34,7 @@ from steering_pts.statistics import Estimate
 
 Decode = Callable[[Sequence[int]], str]
 _MOST_GROUPS: Final = 20
+_SHOWN_MAPS: Final = 4  # heat maps of a group that are unfolded
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ def report_page(
         "effects": effects_chart(pivots) if pivots else None,
         "unit": settings.get("search.unit", "token"),
         "calibration": calibration,
+        "shown_maps": _SHOWN_MAPS,
         "heats": [(group, heat_maps(group)) for group in groups],
         "more_groups": len(calibration.groups) - len(groups) if calibration else 0,
         "evaluation": shown_evaluation(evaluation) if evaluation else None,

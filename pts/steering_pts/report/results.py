@@ -158,6 +158,13 @@ class CalibratedGroup(_Part):
     test: Effect | None = None
 
 
+class Grid(_Part):
+    """The full grid beside the search, where it was asked for: success of what each chose, all groups together."""
+
+    chosen: Share
+    best_of_grid: Share
+
+
 class Calibration(_Part):
     """`calibration.json`, which `pts calibrate` writes."""
 
@@ -165,6 +172,7 @@ class Calibration(_Part):
     groups: list[CalibratedGroup]
     together: Effect | None = None
     test: Effect | None = None
+    grid: Grid | None = None
 
 
 def read_result(path: Path, kind: type[Result]) -> Result | None:

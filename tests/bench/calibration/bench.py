@@ -14,11 +14,12 @@ from steering_engine.alias import resolve_model
 from steering_engine.model import SteeredModel
 from steering_pts.calibration.calibrating import calibrate_groups
 from steering_pts.calibration.candidates import CandidateGroup, load_candidates, read_candidates
-from steering_pts.calibration.draws import DrawOrder, draws_of
+from steering_pts.calibration.draws import draws_of
+from steering_pts.calibration.grid import compare_group, contenders_of
 from steering_pts.calibration.log import CalibrationLog
 from steering_pts.calibration.options import CalibrationOptions
 from steering_pts.calibration.settings import settings_of
-from steering_pts.calibration.trials import UNSTEERED, Arm, Bench, Trials
+from steering_pts.calibration.trials import Bench, Trials
 from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
 from steering_pts.data import DataOptions, Problem, load_problems
 from steering_pts.progress import RunProgress
@@ -34,7 +35,6 @@ PROBLEMS: Final = 120
 _TRAINING: Final = 32
 _TEST: Final = 250
 _TEST_SAMPLES: Final = 2
-_CONTENDERS: Final = 5
 _REPEATS: Final = 3
 _SAMPLER: Final = SamplerSettings(max_tokens=96)
 
@@ -109,34 +109,22 @@ def _compare(
     fresh = draws_of(test, _TEST_SAMPLES, bench.seed)
     for group in groups:
         (result,) = calibrate_groups([group], bench, options, log, validation).groups
-        settings = settings_of(group, options)
-        draws = draws_of(validation, 1, bench.seed)
-        unsteered, *grid = trials.measure(
-            [(UNSTEERED, draws), *((Arm((one,)), draws) for one in settings)], f"{group.name}: the full grid"
-        )
-        order = DrawOrder(tuple(draws), (True,) * len(draws))
-        strengths = [order.estimate(outcomes, unsteered) for outcomes in grid]
-        within = [i for i, strength in enumerate(strengths) if strength.kl <= options.kl_budget]
-        best = sorted(within, key=lambda i: (-strengths[i].lift, strengths[i].kl))[:_CONTENDERS]
-        contenders = [settings[i] for i in best]
-        arms = [UNSTEERED, *(Arm((one,)) for one in contenders)]
-        if result.chosen is not None:
-            arms.append(Arm((result.chosen,)))
-        measured = trials.measure([(arm, fresh) for arm in arms], f"{group.name}: on test problems")
-        rates = [sum(one.solved for one in outcomes) / len(fresh) for outcomes in measured]
-        of_contenders = rates[1 : 1 + len(contenders)]
-        top = max(range(len(contenders)), key=of_contenders.__getitem__)
-        chosen = rates[-1] if result.chosen is not None else rates[0]
+        contenders = contenders_of(group, trials, options, draws_of(validation, 1, bench.seed))
+        compared = compare_group(group.name, contenders, result.chosen, trials, fresh)
         report.append(
             {
                 "seed": bench.seed,
                 "group": group.name,
-                "settings": len(settings),
+                "settings": len(settings_of(group, options)),
                 "problems": len(validation),
-                "unsteered": rates[0],
-                "chosen": {"setting": str(result.chosen), "success": chosen, "kept": result.kept},
-                "best_of_grid": {"setting": str(contenders[top]), "success": of_contenders[top]},
-                "gap": of_contenders[top] - chosen,
+                "unsteered": compared.unsteered,
+                "chosen": {
+                    "setting": str(result.chosen),
+                    "success": compared.chosen,
+                    "kept": result.kept,
+                },
+                "best_of_grid": {"setting": str(compared.best), "success": compared.best_of_grid},
+                "gap": compared.best_of_grid - compared.chosen,
                 "rollouts": result.rollouts,
                 "grid_rollouts": result.grid_rollouts,
                 "share": result.rollouts / result.grid_rollouts,
