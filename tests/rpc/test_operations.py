@@ -92,7 +92,9 @@ def test_the_dashboard_shows_nothing_that_is_not_told(operated: LiveServer) -> N
 def test_metrics_tell_what_is_running_and_what_was_cancelled(operated: LiveServer, client: Client) -> None:
     cancelled = 'steering_requests_total{code="CANCELLED",method="StreamGenerate"}'
     before = operated.metrics().get(cancelled, 0)
-    with client.stream("hi", sampling=SamplingParams(max_tokens=4000), steering=()) as stream:
+    with client.stream(
+        "hi", sampling=SamplingParams(max_tokens=4000, min_tokens=4000), steering=()
+    ) as stream:
         next(stream)
         now = operated.metrics()
         assert now["steering_unfinished_requests"] == 1
@@ -106,7 +108,7 @@ def test_a_late_call_is_told_as_one(operated: LiveServer, client: Client) -> Non
     late = GENERATE % "DEADLINE_EXCEEDED"
     before = operated.metrics().get(late, 0)
     with pytest.raises(Exception, match=r"(?i)deadline"):
-        client.generate("hi", sampling=SamplingParams(max_tokens=8000), timeout=0.2)
+        client.generate("hi", sampling=SamplingParams(max_tokens=8000, min_tokens=8000), timeout=0.2)
     operated.wait_idle()
     wait_until(lambda: operated.metrics().get(late, 0) == before + 1)
 
