@@ -21,10 +21,10 @@ DPO_OPTIONS ?=
 SERVE_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto model vectors serve demo dpo test lint type bench check clean
+.PHONY: help setup proto proto-breaking model vectors serve demo dpo test lint type bench check clean
 
 help: ## Explain the targets.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 setup: $(SETUP) ## Create .venv, install everything at the pinned versions, generate the protobuf code.
 
@@ -39,6 +39,17 @@ $(SETUP): pyproject.toml constraints.txt hatch_build.py $(PROTOS)
 # protoc looks its plugins up on the PATH, where an environment that is not activated is missing.
 proto: $(SETUP) ## Generate the protobuf code again.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python hatch_build.py
+
+# Clients in use speak the released protos, so those may only be added to.
+proto-breaking: $(SETUP) ## Compare the protos with those of the last release (its tag, v…): additions only.
+	@tag=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null) || tag=; \
+	if [ -z "$$tag" ]; then \
+		echo 'proto-breaking: no release tag (v…) is here, so there is nothing to compare the protos with'; \
+	else \
+		history=$$(git rev-parse --path-format=absolute --git-common-dir); \
+		(cd protos && $(abspath $(BIN))/buf breaking --against "$$history#format=git,tag=$$tag,subdir=protos") && \
+		echo "proto-breaking: compatible with $$tag"; \
+	fi
 
 model: $(SETUP) ## Train the bundled model from scratch (about ten minutes on two cores).
 	$(BIN)/python -m steering_pts.demo.train --out pts/steering_pts/demo
@@ -61,7 +72,7 @@ dpo: $(SETUP) ## Fine-tune the bundled model on its own pivotal pairs, beside wh
 test: $(SETUP) lint type ## Lint, check types and run all tests.
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-lint: $(SETUP) ## Check style: ruff for Python, buf for the protos.
+lint: $(SETUP) proto-breaking ## Check style: ruff for Python, buf for the protos, and what they promise.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
@@ -69,7 +80,7 @@ lint: $(SETUP) ## Check style: ruff for Python, buf for the protos.
 type: $(SETUP) ## Check types with mypy --strict.
 	$(BIN)/mypy
 
-bench: $(SETUP) ## Measure the engine, discovery and calibration; writes runs/bench/report.json.
+bench: $(SETUP) ## Measure the engine, discovery, calibration and the server; writes runs/bench/report.json.
 	$(BIN)/python -m tests.bench
 
 check: test demo ## Everything that CI runs, and the demonstration.

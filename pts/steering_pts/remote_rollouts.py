@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from steering_client import AsyncClient
 from steering_client.errors import (
     ConnectionFailedError,
     ResourceExhaustedError,
@@ -16,6 +15,7 @@ from steering_client.errors import (
 )
 from steering_engine.engine.text import TextStream
 from steering_engine.model import SteeredModel
+from steering_pts.credentials import Credentials
 from steering_pts.errors import EndpointError
 from steering_pts.rollouts import ConcurrentRollouts, Rollout, RolloutRequest
 from steering_pts.settings import SamplerSettings
@@ -44,6 +44,7 @@ class RemoteRollouts(ConcurrentRollouts):
         model: SteeredModel,
         sampler: SamplerSettings,
         patience: float = _PATIENCE_SECONDS,
+        credentials: Credentials | None = None,
     ) -> None:
         """Connects, and checks that every server serves the model.
 
@@ -52,6 +53,7 @@ class RemoteRollouts(ConcurrentRollouts):
             model: The model as it is loaded here, for scoring.
             sampler: How completions are drawn.
             patience: Seconds that a server may answer nothing but transient errors.
+            credentials: What all servers let us in with; None takes servers that want none.
 
         Raises:
             EndpointError: A server is not to be reached or serves something else; all such servers at once.
@@ -62,7 +64,7 @@ class RemoteRollouts(ConcurrentRollouts):
         self._patience = patience
         self._servers: list[_Server] = []
         try:
-            self._runner.run(self._connect(endpoints, model.info))
+            self._runner.run(self._connect(endpoints, model.info, credentials or Credentials()))
         except BaseException:
             self.close()
             raise
@@ -71,8 +73,8 @@ class RemoteRollouts(ConcurrentRollouts):
     def _at_once(self) -> int:
         return _IN_FLIGHT_PER_SERVER * len(self._servers)
 
-    async def _connect(self, endpoints: Sequence[str], model: ModelInfo) -> None:
-        self._servers = [_Server(endpoint) for endpoint in dict.fromkeys(endpoints)]
+    async def _connect(self, endpoints: Sequence[str], model: ModelInfo, credentials: Credentials) -> None:
+        self._servers = [_Server(endpoint, credentials) for endpoint in dict.fromkeys(endpoints)]
         faults = await asyncio.gather(*(server.faults(model) for server in self._servers))
         if found := [fault for own in faults for fault in own]:
             raise EndpointError("; ".join(found))
@@ -119,13 +121,13 @@ class RemoteRollouts(ConcurrentRollouts):
 class _Server:
     """One server: its connection, its load, and what is known of its health. Must be made on the running loop."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, credentials: Credentials) -> None:
         self.endpoint = endpoint
         self.in_flight = 0
         self.paused_until = 0.0
         self.lost = False
         self.last_error: SteeringError | None = None
-        self._client = AsyncClient(endpoint)
+        self._client = credentials.connect(endpoint)
         self._pause_seconds = _FIRST_PAUSE_SECONDS
         self._silent_since: float | None = None
 

@@ -14,6 +14,7 @@ from steering_server.logs import adopt_library_loggers
 from steering_server.process import load_model, load_vectors
 from steering_server.rpc.default_steering import check_default_steering, read_default_steering
 from steering_server.security.credentials import Credentials
+from steering_server.tracing import check_tracing
 
 
 def check(config: ServerConfig) -> tuple[list[str], str]:
@@ -23,7 +24,7 @@ def check(config: ServerConfig) -> tuple[list[str], str]:
         Everything that is wrong, and one line about what was found.
     """
     adopt_library_loggers()
-    faults = faults_of(lambda: Credentials(config))
+    faults = faults_of(lambda: Credentials(config), lambda: check_tracing(config))
     summary = ""
     try:
         model = load_model(config)

@@ -124,6 +124,9 @@ class ServerConfig(BaseModel):
     "Address of the metrics."
     metrics_port: Port | None = None
     "Port of the Prometheus metrics, at /metrics; 0 takes a free one. None without it."
+    tracing: bool = False
+    """Send a span of every call to an OpenTelemetry collector; OpenTelemetry's own variables (OTEL_...) say where to
+    and how."""
     log_format: LogFormat = LogFormat.TEXT
     "How logs are written to stderr: text or json."
     log_prompts: bool = False

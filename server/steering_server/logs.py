@@ -19,6 +19,9 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 NOTES: ContextVar[dict[str, Any] | None] = ContextVar("notes", default=None)
 """What is noted about the call; the guard makes it and logs it."""
 
+_IN_MESSAGE = frozenset({"method", "code", "reason", "seconds"})
+"""Notes of a call that its message tells already; people need not read them twice."""
+
 _LIBRARIES = ("transformers", "huggingface_hub", "ContinuousBatchingLogger")
 
 
@@ -53,8 +56,9 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
+        notes = {name: value for name, value in _notes(record).items() if name not in _IN_MESSAGE}
         # repr: an id or a prompt comes from the caller, and a line break in it must not forge a log line.
-        facts = {**_notes(record), **_request_id()}
+        facts = {**notes, **_request_id()}
         return " ".join([super().format(record), *(f"{name}={value!r}" for name, value in facts.items())])
 
 

@@ -19,6 +19,7 @@ from steering_server.logs import adopt_library_loggers
 from steering_server.rpc.default_steering import read_default_steering
 from steering_server.security.credentials import Credentials
 from steering_server.serving import SteeringServer
+from steering_server.tracing import check_tracing
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def _prepared(config: ServerConfig) -> Credentials:
     steps: list[Callable[[], object]] = [
         lambda: check_address(config.host, config.port),
         lambda: credentials.append(Credentials(config)),
+        lambda: check_tracing(config),
     ]
     if (metrics_port := config.metrics_port) is not None:
         steps.append(lambda: check_address(config.metrics_host, metrics_port))

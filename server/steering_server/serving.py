@@ -15,6 +15,7 @@ from steering_server.address import join_address
 from steering_server.config import ServerConfig
 from steering_server.errors import StartError
 from steering_server.metrics import Metrics, MetricsServer
+from steering_server.notify import READY, STOPPING, WELL, notify_systemd
 from steering_server.readings import Readings
 from steering_server.rpc.access import Access
 from steering_server.rpc.backlog import Backlog
@@ -22,6 +23,7 @@ from steering_server.rpc.default_steering import check_default_steering, read_de
 from steering_server.rpc.guard import Guard
 from steering_server.rpc.services import add_services
 from steering_server.security.credentials import Credentials
+from steering_server.tracing import tracing_of
 from steering_spec import GenerationSpec, PromptIds, SamplingParams, limits
 
 _log = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class SteeringServer:
             credentials: What was read of it before the model was loaded; None reads it now.
 
         Raises:
-            StartError: The credentials or the default steering are wrong.
+            StartError: The credentials or the default steering are wrong, or tracing lacks its packages.
         """
         self._model = model
         self._config = config
@@ -68,7 +70,8 @@ class SteeringServer:
         self._metrics = Metrics()
         self._metrics_server: MetricsServer | None = None
         access = Access(self._credentials.tokens if self._credentials.needs_tokens else None)
-        self._guard = Guard(access, self._metrics)
+        self._tracing = tracing_of(config)
+        self._guard = Guard(access, self._metrics, self._tracing)
         self._hurry = asyncio.Event()
         self._healthy = False
         self._looking: asyncio.Task[None] | None = None
@@ -130,6 +133,7 @@ class SteeringServer:
         await self._server.start()
         await self._set_health(healthy=True)
         self._looking = asyncio.create_task(self._look())
+        notify_systemd(READY)
         return join_address(self._config.host, port)
 
     async def stop(self) -> None:
@@ -139,6 +143,7 @@ class SteeringServer:
         Calls that outlast the grace end with UNAVAILABLE too.
         """
         self._healthy = False
+        notify_systemd(STOPPING)
         await self._health.enter_graceful_shutdown()
         self._guard.refuse_new_calls()
         waits = {asyncio.create_task(self._guard.wait_until_idle()), asyncio.create_task(self._hurry.wait())}
@@ -155,6 +160,8 @@ class SteeringServer:
             await asyncio.wait([self._looking])
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     def hurry(self) -> None:
         """Ends the grace of a running `stop` at once."""
@@ -178,6 +185,8 @@ class SteeringServer:
             if failure is not None and self._healthy:
                 _log.critical("the engine is lost, nothing more will be generated: %s", failure)
                 await self._set_health(healthy=False)
+            if self._healthy:
+                notify_systemd(WELL)
 
     async def _warm_up(self) -> None:
         # The first forward pass sets up threads, caches and kernels; no caller should wait for that.

@@ -1,7 +1,7 @@
 """`make bench`: runs every benchmark, or those that are named, and writes `runs/bench/report.json`.
 
 The keys of the engine's ratios are `engine.{comparison}`, those of the search are below `discovery`, those of
-calibration below `calibration`.
+calibration below `calibration`, those of the server below `server`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tests.bench.discovery.bench import bench_discovery
 from tests.bench.discovery.bundled import bench_bundled
 from tests.bench.engine.bench import bench_engine
 from tests.bench.engine.models import MODELS
+from tests.bench.server.bench import bench_server
 
 REPORT = Path("runs/bench/report.json")
 _BOTH = "both"
@@ -41,10 +42,16 @@ def _calibration(_: argparse.Namespace, console: Console) -> dict[str, object]:
     return {"calibration": bench_calibration(console)}
 
 
+def _server(options: argparse.Namespace, console: Console) -> dict[str, object]:
+    names = list(MODELS) if options.model == _BOTH else [options.model]
+    return {"server": asyncio.run(bench_server(names, options.runs, options.tokens, console))}
+
+
 BENCHMARKS: Final[Mapping[str, Callable[[argparse.Namespace, Console], dict[str, object]]]] = {
     "engine": _engine,
     "discovery": _discovery,
     "calibration": _calibration,
+    "server": _server,
 }
 
 
@@ -63,7 +70,7 @@ def main() -> None:
     """Runs the benchmarks, prints and writes what they measured."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all by default")
-    engine = parser.add_argument_group("engine")
+    engine = parser.add_argument_group("engine and server (which is measured on the CPU)")
     engine.add_argument(
         "--model", choices=[*MODELS, _BOTH], default=_BOTH, help="measured model (%(default)s)"
     )

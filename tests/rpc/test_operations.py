@@ -92,7 +92,9 @@ def test_the_dashboard_shows_nothing_that_is_not_told(operated: LiveServer) -> N
 def test_metrics_tell_what_is_running_and_what_was_cancelled(operated: LiveServer, client: Client) -> None:
     cancelled = 'steering_requests_total{code="CANCELLED",method="StreamGenerate"}'
     before = operated.metrics().get(cancelled, 0)
-    with client.stream("hi", sampling=SamplingParams(max_tokens=4000), steering=()) as stream:
+    with client.stream(
+        "hi", sampling=SamplingParams(max_tokens=4000, min_tokens=4000), steering=()
+    ) as stream:
         next(stream)
         now = operated.metrics()
         assert now["steering_unfinished_requests"] == 1
@@ -106,7 +108,7 @@ def test_a_late_call_is_told_as_one(operated: LiveServer, client: Client) -> Non
     late = GENERATE % "DEADLINE_EXCEEDED"
     before = operated.metrics().get(late, 0)
     with pytest.raises(Exception, match=r"(?i)deadline"):
-        client.generate("hi", sampling=SamplingParams(max_tokens=8000), timeout=0.2)
+        client.generate("hi", sampling=SamplingParams(max_tokens=8000, min_tokens=8000), timeout=0.2)
     operated.wait_idle()
     wait_until(lambda: operated.metrics().get(late, 0) == before + 1)
 
@@ -182,6 +184,7 @@ def test_a_call_leaves_one_record_and_prompts_where_they_are_wanted(
         "code": "OK",
         "prompt": "my prompt",
         "prompt_tokens": done.usage.prompt_tokens,
+        "first_token_seconds": round(done.usage.first_token_seconds, 6),
         "generated_tokens": 4,
         "steered_rows": 0,
         "completions": [done.text],
@@ -198,7 +201,7 @@ def test_no_text_of_a_caller_can_forge_a_line(
     token = REQUEST_ID.set(evil)
     try:
         configure_logging(log_format)
-        logging.getLogger("test").info("done", extra={"notes": {"prompt": evil, "tokens": 3}})
+        logging.getLogger("test").info("done", extra={"notes": {"code": "OK", "prompt": evil, "tokens": 3}})
     finally:
         REQUEST_ID.reset(token)
         root.handlers[:] = handlers
@@ -207,7 +210,8 @@ def test_no_text_of_a_caller_can_forge_a_line(
     if log_format is LogFormat.JSON:
         entry = json.loads(line)
         assert (entry["prompt"], entry["tokens"], entry["request_id"]) == (evil, 3, evil)
-    else:
+        assert entry["code"] == "OK"
+    else:  # the code stands in the message of a call already
         assert line.endswith(f" INFO test: done prompt={evil!r} tokens=3 request_id={evil!r}")
 
 

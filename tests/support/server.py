@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,8 +47,9 @@ class LiveServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.begin_stop()
-        self._loop.call_soon_threadsafe(self._server.hurry)
+        with suppress(RuntimeError):  # its loop is closed: it has stopped already
+            self.begin_stop()
+            self._loop.call_soon_threadsafe(self._server.hurry)
         self._thread.join()
 
     def begin_stop(self) -> None:

@@ -43,6 +43,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # gRPC's own back-off grows to 2 minutes; a server that has just come up should be found at once.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A name that stands for several replicas means all of them, where gRPC would stay with the first that answers.
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
 )
 
 T = TypeVar("T")

@@ -18,9 +18,11 @@ from steering_pts.cli.data_options import (
     Where,
     data_options,
 )
+from steering_pts.cli.endpoint_options import TlsCa, TlsCert, TlsKey, TlsServerName, TokenFile, UseTls
 from steering_pts.cli.options import AsJson, Device, Dtype, OracleOption, Run
 from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
 from steering_pts.cli.tables import print_summary
+from steering_pts.credentials import CredentialFiles
 from steering_pts.data import load_problems
 from steering_pts.oracles.registry import ORACLES
 from steering_pts.progress import RunProgress
@@ -97,6 +99,12 @@ def discover(
             help="HOST:PORT of a running server that makes the rollouts; repeat it to share the work."
         ),
     ] = None,
+    tls: UseTls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsServerName = "",
+    token_file: TokenFile = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch: Annotated[
@@ -117,6 +125,9 @@ def discover(
     at most a share --fdr of the reported tokens has a smaller effect. Where the work is done and how much of it
     at once (--endpoint, --batch) is no part of a run: it may be continued elsewhere.
     """
+    credentials = CredentialFiles(tls, tls_ca, tls_cert, tls_key, tls_server_name, token_file).read(
+        len(endpoint or ())
+    )
     options = data_options(
         format=format,
         layout=layout,
@@ -171,5 +182,6 @@ def discover(
             progress,
             raw=raw,
             endpoints=endpoint or (),
+            credentials=credentials,
         )
     print_summary(folder, as_json=as_json)

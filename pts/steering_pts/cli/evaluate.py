@@ -21,6 +21,7 @@ from steering_pts.cli.data_options import (
     Where,
     data_options,
 )
+from steering_pts.cli.endpoint_options import TlsCa, TlsCert, TlsKey, TlsServerName, TokenFile, UseTls
 from steering_pts.cli.evaluating import (
     CONTROLS,
     arm_kinds,
@@ -37,6 +38,7 @@ from steering_pts.cli.evaluating import (
 )
 from steering_pts.cli.options import AsJson, Device, OracleOption
 from steering_pts.cli.run import setting
+from steering_pts.credentials import CredentialFiles
 from steering_pts.evaluation.arms import ArmKind
 from steering_pts.evaluation.effects import read_neutral
 from steering_pts.evaluation.evaluate import JOURNAL, VERDICTS, EvaluationTask
@@ -84,6 +86,12 @@ def evaluate(
             help="HOST:PORT of a running server; repeat it to share the work. One is started if not given."
         ),
     ] = None,
+    tls: UseTls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsServerName = "",
+    token_file: TokenFile = None,
     servers: Annotated[
         int, typer.Option(help="Servers to start, each with its share of the cores.", min=1, max=16)
     ] = 1,
@@ -177,6 +185,9 @@ def evaluate(
     token forced. Success with intervals over problems, permutation tests, and side effects. Writes evaluation.json and
     plots. Interrupted at any moment, the same command goes on where it stopped.
     """
+    credentials = CredentialFiles(tls, tls_ca, tls_cert, tls_key, tls_server_name, token_file).read(
+        len(endpoint or ())
+    )
     options = data_options(
         format=format,
         layout=layout,
@@ -193,7 +204,7 @@ def evaluate(
     run, paths = run_and_paths(targets)
     with ExitStack() as open_things:
         ledger = None if run is None else open_things.enter_context(run.read())
-        served = served_by(ledger, model, endpoint or (), device, dtype, servers)
+        served = served_by(ledger, model, endpoint or (), device, dtype, servers, credentials)
         settings = EvaluationSettings(
             sampler=sampler_for(ledger, temperature, top_p, top_k, min_p, max_tokens),
             seed=first_given(seed, None if ledger is None else setting(ledger, "seed", int), 0),

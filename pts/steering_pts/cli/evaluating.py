@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from steering_pts.cli.run import RunFolder, oracle_for, oracle_of, sampler_of, setting
+from steering_pts.credentials import Credentials
 from steering_pts.data import DataOptions, Problem, load_problems
 from steering_pts.errors import DataError, EvaluationError
 from steering_pts.evaluation.arms import ArmKind
@@ -75,6 +76,7 @@ def served_by(
     device: str,
     dtype: str | None,
     servers: int,
+    credentials: Credentials,
 ) -> ServedBy:
     """Where completions come from; model and dtype are the run's where they are not given.
 
@@ -86,7 +88,7 @@ def served_by(
         dtype = dtype or setting(ledger, "dtype", str)
     if model is None and not endpoints:
         raise EvaluationError("name the --model to serve, the --endpoint of a running server, or a run")
-    return ServedBy(model, tuple(dict.fromkeys(endpoints)), device, dtype or "auto", servers)
+    return ServedBy(model, tuple(dict.fromkeys(endpoints)), device, dtype or "auto", servers, credentials)
 
 
 def sampler_for(

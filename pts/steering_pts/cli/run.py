@@ -15,6 +15,7 @@ from steering_engine.errors import ModelError
 from steering_engine.loading import weights_digest
 from steering_engine.model import EngineLimits, SteeredModel
 from steering_pts.calibration.run import CalibrationFiles
+from steering_pts.credentials import Credentials
 from steering_pts.data import Problem
 from steering_pts.discovery import Discovery
 from steering_pts.errors import LedgerError
@@ -189,7 +190,10 @@ def rollouts(choice: ModelChoice, sampler: SamplerSettings) -> Iterator[tuple[St
 
 @contextmanager
 def rollouts_at(
-    endpoints: Sequence[str], choice: ModelChoice, sampler: SamplerSettings
+    endpoints: Sequence[str],
+    choice: ModelChoice,
+    sampler: SamplerSettings,
+    credentials: Credentials | None = None,
 ) -> Iterator[tuple[SteeredModel, RolloutSource]]:
     """The model, and rollouts through the servers at these addresses; through the model itself when there are none.
 
@@ -200,7 +204,7 @@ def rollouts_at(
         if not endpoints:
             yield model, local
             return
-        with RemoteRollouts(endpoints, model, sampler) as remote:
+        with RemoteRollouts(endpoints, model, sampler, credentials=credentials) as remote:
             yield model, remote
 
 
@@ -248,11 +252,12 @@ def discover_into(
     *,
     raw: bool = False,
     endpoints: Sequence[str] = (),
+    credentials: Credentials | None = None,
 ) -> None:
     """Runs or continues a discovery in a folder, and writes its pivots beside the ledger.
 
-    `endpoints` are servers that make the rollouts in place of the engine here. They are no part of the run's settings:
-    a run may be continued elsewhere.
+    `endpoints` are servers that make the rollouts in place of the engine here, and `credentials` what they let us in
+    with. They are no part of the run's settings: a run may be continued elsewhere.
 
     Raises:
         EndpointError: A server can't take part, or none is left.
@@ -260,7 +265,7 @@ def discover_into(
         SearchError: The model has no chat template and `raw` is not asked for, or prompts are too long for it.
         LedgerError: The folder holds another run, or somebody else is writing to it.
     """
-    with rollouts_at(endpoints, choice, sampler) as (model, source):
+    with rollouts_at(endpoints, choice, sampler, credentials) as (model, source):
         prompts = encode_prompts(model, problems, raw=raw)
         settings: dict[str, JsonValue] = {
             "model": choice.source,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from steering_engine.alias import resolve_model
 from steering_engine.errors import ModelError, one_line
 from steering_engine.prompts import prompt_ids
+from steering_pts.credentials import Credentials
 from steering_pts.data import Problem
 from steering_pts.errors import EndpointError, EvaluationError
 from steering_pts.evaluation.arms import ArmKind, check_count
@@ -52,6 +53,7 @@ class ServedBy:
         device: As the server takes it.
         dtype: As the server takes it.
         servers: How many to start; each has its share of the cores.
+        credentials: What the endpoints let us in with; servers that are started want none.
     """
 
     model: str | None
@@ -59,6 +61,7 @@ class ServedBy:
     device: str = "auto"
     dtype: str = "auto"
     servers: int = 1
+    credentials: Credentials = field(default_factory=Credentials)
 
     @contextmanager
     def targets(self) -> Iterator[tuple[str, ...]]:
@@ -153,14 +156,15 @@ def evaluate(task: EvaluationTask, oracle: Oracle, progress: RunProgress) -> Eva
     ]
     with Journal(task.folder / JOURNAL) as journal, Journal(task.folder / VERDICTS) as verdicts:
         with task.served.targets() as targets:
-            info = served_model(targets)
+            credentials = task.served.credentials
+            info = served_model(targets, credentials)
             prompts, room = _prompts(task, tokenizer, info)
             with (
-                loaded_into(targets, task.vectors),
-                loaded_into(targets, [one for row in randoms for one in row]),
+                loaded_into(targets, task.vectors, credentials),
+                loaded_into(targets, [one for row in randoms for one in row], credentials),
             ):
                 measuring = Measuring(
-                    completions=ServedCompletions(targets, task.served.stamp(info), journal),
+                    completions=ServedCompletions(targets, task.served.stamp(info), journal, credentials),
                     problems=task.problems,
                     prompts=prompts,
                     room=room,

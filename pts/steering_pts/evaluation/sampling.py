@@ -14,12 +14,14 @@ from tenacity.wait import wait_random_exponential
 
 from steering_client import AsyncClient
 from steering_client.errors import (
+    ConnectionFailedError,
     InvalidArgumentError,
     ResourceExhaustedError,
     SteeringError,
     UnavailableError,
 )
 from steering_pts.concurrency import map_concurrently
+from steering_pts.credentials import Credentials
 from steering_pts.errors import EndpointError
 from steering_pts.evaluation.journal import Journal, key_of
 from steering_pts.evaluation.samples import BROKEN, Sample, from_json, sample_of, to_json
@@ -66,17 +68,21 @@ class Wanted:
 class ServedCompletions:
     """Completions that servers make, or have made: those that the journal holds are not made again."""
 
-    def __init__(self, targets: Sequence[str], stamp: str, journal: Journal) -> None:
+    def __init__(
+        self, targets: Sequence[str], stamp: str, journal: Journal, credentials: Credentials
+    ) -> None:
         """Remembers where they come from.
 
         Args:
             targets: `host:port` of each server that shares the work, at least one; all serve the same.
             stamp: What identifies their model, as far as that is known.
             journal: Keeps them.
+            credentials: What the servers let us in with.
         """
         self._targets = tuple(targets)
         self._stamp = stamp
         self._journal = journal
+        self._credentials = credentials
         self._answered = monotonic()
 
     def complete(
@@ -116,7 +122,7 @@ class ServedCompletions:
         self._answered = monotonic()
         async with AsyncExitStack() as connections:
             servers = [
-                _Server(target, await connections.enter_async_context(AsyncClient(target)))
+                _Server(target, await connections.enter_async_context(self._credentials.connect(target)))
                 for target in self._targets
             ]
 
@@ -187,7 +193,7 @@ def _wait(state: RetryCallState) -> float:
     return wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT_SECONDS)(state)
 
 
-def served_model(targets: Sequence[str]) -> ModelInfo:
+def served_model(targets: Sequence[str], credentials: Credentials) -> ModelInfo:
     """What servers serve, which has to be the same.
 
     Raises:
@@ -199,15 +205,16 @@ def served_model(targets: Sequence[str]) -> ModelInfo:
         if not host or not port.isdecimal():
             raise EndpointError(f"{target!r} is no address of a server; expected HOST:PORT")
         try:
-            infos.append(asyncio.run(_model_at(target)))
+            infos.append(asyncio.run(_model_at(target, credentials)))
         except SteeringError as error:
-            raise EndpointError(str(error)) from error
+            named = isinstance(error, ConnectionFailedError)
+            raise EndpointError(str(error) if named else f"{target}: {error}") from error
     for target, info in zip(targets, infos, strict=True):
         if info != infos[0]:
             raise EndpointError(f"{target} does not serve what {targets[0]} serves: {info}, not {infos[0]}")
     return infos[0]
 
 
-async def _model_at(target: str) -> ModelInfo:
-    async with AsyncClient(target) as client:
+async def _model_at(target: str, credentials: Credentials) -> ModelInfo:
+    async with credentials.connect(target) as client:
         return await client.wait_ready(timeout=_CONNECT_SECONDS)

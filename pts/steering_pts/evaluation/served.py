@@ -13,12 +13,12 @@ from typing import Any, Final, Literal, get_args
 
 import torch
 
-from steering_client import AsyncClient
 from steering_client.errors import SteeringError
 from steering_engine.errors import VectorFileError
 from steering_engine.vectors.file import encode_vector, parse_vector
 from steering_engine.vectors.schema import RecommendedTrigger, SteeringVector
 from steering_pts.concurrency import map_concurrently
+from steering_pts.credentials import Credentials
 from steering_pts.errors import EndpointError, EvaluationError
 from steering_pts.seeds import derive_seed
 from steering_spec import ContextTrigger, ProbeTrigger, SimilarityTrigger, Trigger, VectorRef
@@ -226,7 +226,9 @@ def randomised(served: ServedVector, number: int, seed: int) -> ServedVector:
 
 
 @contextmanager
-def loaded_into(targets: Sequence[str], vectors: Sequence[ServedVector]) -> Iterator[None]:
+def loaded_into(
+    targets: Sequence[str], vectors: Sequence[ServedVector], credentials: Credentials
+) -> Iterator[None]:
     """Has vectors on servers for as long as they are needed; those that a server has already are left as they are.
 
     However the block ends, what was loaded for it is unloaded.
@@ -236,20 +238,22 @@ def loaded_into(targets: Sequence[str], vectors: Sequence[ServedVector]) -> Iter
     """
     with ExitStack() as unloading:
         for target in targets:
-            missing = asyncio.run(_missing(target, vectors))
-            unloading.callback(_run_unload, target, missing)
-            if faults := sorted(asyncio.run(_faults_of_loading(target, missing))):
+            missing = asyncio.run(_missing(target, vectors, credentials))
+            unloading.callback(_run_unload, target, missing, credentials)
+            if faults := sorted(asyncio.run(_faults_of_loading(target, missing, credentials))):
                 raise EndpointError(f"{target} does not load " + "; ".join(faults))
         yield
 
 
-def _run_unload(target: str, vectors: Sequence[ServedVector]) -> None:
-    asyncio.run(_unload(target, vectors))
+def _run_unload(target: str, vectors: Sequence[ServedVector], credentials: Credentials) -> None:
+    asyncio.run(_unload(target, vectors, credentials))
 
 
-async def _missing(target: str, vectors: Sequence[ServedVector]) -> list[ServedVector]:
+async def _missing(
+    target: str, vectors: Sequence[ServedVector], credentials: Credentials
+) -> list[ServedVector]:
     """Those that a server has not."""
-    async with AsyncClient(target) as client:
+    async with credentials.connect(target) as client:
         try:
             present = {info.pinned_name for info in await client.list_vectors(all_versions=True)}
         except SteeringError as error:
@@ -257,8 +261,10 @@ async def _missing(target: str, vectors: Sequence[ServedVector]) -> list[ServedV
     return [one for one in vectors if one.reference not in present]
 
 
-async def _faults_of_loading(target: str, vectors: Sequence[ServedVector]) -> list[str]:
-    async with AsyncClient(target) as client:
+async def _faults_of_loading(
+    target: str, vectors: Sequence[ServedVector], credentials: Credentials
+) -> list[str]:
+    async with credentials.connect(target) as client:
 
         async def load(one: ServedVector) -> str | None:
             try:
@@ -271,8 +277,8 @@ async def _faults_of_loading(target: str, vectors: Sequence[ServedVector]) -> li
     return [fault for fault in faults if fault is not None]
 
 
-async def _unload(target: str, vectors: Sequence[ServedVector]) -> None:
-    async with AsyncClient(target) as client:
+async def _unload(target: str, vectors: Sequence[ServedVector], credentials: Credentials) -> None:
+    async with credentials.connect(target) as client:
 
         async def unload(one: ServedVector) -> None:
             # It may never have been loaded, or the server may be gone: then there is nothing left to do.

@@ -25,6 +25,7 @@ from steering_spec import (
     PromptText,
     SteeringSpec,
     StreamDelta,
+    VectorRef,
     Violation,
     limits,
     request_violations,
@@ -119,6 +120,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._metrics.completion(completion)
         usage = completion.usage
         notes = NOTES.get() or {}
+        if completion.index == 0:  # of all that a request makes it is the first that begins
+            note(first_token_seconds=round(usage.first_token_seconds, 6))
+        if (applied := completion.applied_steering) is not None:
+            note(vectors=sorted({VectorRef.parse(rule.vector).id for rule in applied.rules}))
         note(
             prompt_tokens=usage.prompt_tokens,
             generated_tokens=notes.get("generated_tokens", 0) + usage.generated_tokens,

@@ -1,4 +1,4 @@
-"""Around every call of the API: its token, its request id, its status when it fails, its record in log and metrics.
+"""Around every call of the API: its token, its request id, its status when it fails, its record in log, metrics, trace.
 
 An interceptor, so that no method can be written without it. The health service passes by, and reflection does where
 its token is right.
@@ -23,6 +23,7 @@ from steering_server.logs import NOTES, REQUEST_ID, note
 from steering_server.metrics import Metrics
 from steering_server.rpc.access import Access
 from steering_server.rpc.status import abort, code_and_reason, status_of
+from steering_server.tracing import CallSpan, Tracing
 from steering_spec import InvalidRequestError, Violation
 from steering_spec.limits import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_REQUEST_ID_CHARACTERS
 
@@ -39,10 +40,16 @@ _HEALTH = "/grpc.health."
 class Guard(grpc.aio.ServerInterceptor):
     """Guards the calls of `steering.v1`, counts them, and refuses them once the server is draining."""
 
-    def __init__(self, access: Access | None = None, metrics: Metrics | None = None) -> None:
-        """Lets everybody in where no access is given, and counts for itself where no metrics are."""
+    def __init__(
+        self,
+        access: Access | None = None,
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        """Lets everybody in where no access is given, counts for itself where no metrics are; may trace."""
         self._access = access or Access()
         self._metrics = metrics or Metrics()
+        self._tracing = tracing
         self._running = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -114,6 +121,7 @@ class Guard(grpc.aio.ServerInterceptor):
         NOTES.set({})
         code, reason = grpc.StatusCode.CANCELLED, ""
         status: status_pb2.Status | None = None
+        span = self._begin_span(method, context)
         with self._counted():
             try:
                 # Before anything is read: who has no token shall cost nothing.
@@ -135,7 +143,7 @@ class Guard(grpc.aio.ServerInterceptor):
             finally:
                 if code is grpc.StatusCode.CANCELLED and _is_late(context):
                     code = grpc.StatusCode.DEADLINE_EXCEEDED
-                self._record(method, code, reason, time.perf_counter() - began)
+                self._record(method, code, reason, time.perf_counter() - began, span)
             if status is not None:
                 await abort(context, status)
 
@@ -150,12 +158,23 @@ class Guard(grpc.aio.ServerInterceptor):
             if not self._running:
                 self._idle.set()
 
-    def _record(self, method: str, code: grpc.StatusCode, reason: str, seconds: float) -> None:
+    def _begin_span(self, method: str, context: Context) -> CallSpan | None:
+        if self._tracing is None:
+            return None
+        span = self._tracing.begin(method, context.invocation_metadata() or ())
+        note(trace_id=span.trace_id)
+        return span
+
+    def _record(
+        self, method: str, code: grpc.StatusCode, reason: str, seconds: float, span: CallSpan | None
+    ) -> None:
         self._metrics.call(method, code.name, seconds)
         outcome = f"{code.name} {reason}".rstrip()
         facts = {"method": method, "code": code.name, "reason": reason, "seconds": round(seconds, 6)}
         notes = {name: fact for name, fact in {**facts, **(NOTES.get() or {})}.items() if fact != ""}
         _log.info("%s %s %.3f s", method, outcome, seconds, extra={"notes": notes})
+        if span is not None:
+            span.end({**notes, "request_id": REQUEST_ID.get()})
 
 
 def _certificate_name(context: Context) -> str:

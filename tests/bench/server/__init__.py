@@ -1,0 +1,1 @@
+"""What the way through gRPC costs beside the engine itself."""
