@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -16,13 +17,12 @@ from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc import status_pb2
 
 from steering_server.errors import DrainingError, ServerError
 from steering_server.logs import NOTES, REQUEST_ID, note
 from steering_server.metrics import Metrics
 from steering_server.rpc.access import Access
-from steering_server.rpc.incoming import Context, Requests, decoded, decoding, first_message
+from steering_server.rpc.incoming import Context, Ending, decoded, decoding, first_message
 from steering_server.rpc.status import abort, code_and_reason, status_of
 from steering_spec.limits import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_REQUEST_ID_CHARACTERS
 
@@ -73,18 +73,28 @@ class Guard(grpc.aio.ServerInterceptor):
         # former with UNKNOWN, and the latter never.
         encode = handler.response_serializer
 
-        async def unary(requests: Requests, context: Context) -> Message | None:
-            async with self._guarded(method, context), self._accepted(method, requests, handler) as request:
+        async def unary(_requests: object, context: Context) -> Message | None:
+            response: Message | None = None
+            async with self._guarded(method, context) as ending:
+                response = await answer(context)
+            await ending.tell(context)
+            return response
+
+        async def answer(context: Context) -> Message:
+            async with self._accepted(method, context, handler) as request:
                 response: Message = await handler.unary_unary(request, context)
                 return response
-            return None  # never reached: a failed call has been aborted
 
         # A coroutine that writes, where the services yield: gRPC does not close the generator of a cancelled
         # call (it is left to the garbage collector), and the request's row would stay busy for as long.
-        async def stream(requests: Requests, context: Context) -> None:
+        async def stream(_requests: object, context: Context) -> None:
+            async with self._guarded(method, context) as ending:
+                await write(context)
+            await ending.tell(context)
+
+        async def write(context: Context) -> None:
             async with (
-                self._guarded(method, context),
-                self._accepted(method, requests, handler) as request,
+                self._accepted(method, context, handler) as request,
                 aclosing(handler.unary_stream(request, context)) as messages,
             ):
                 async for message in messages:
@@ -105,36 +115,40 @@ class Guard(grpc.aio.ServerInterceptor):
         return others
 
     @asynccontextmanager
-    async def _guarded(self, method: str, context: Context) -> AsyncIterator[None]:
-        """Lets a call in, or refuses it before its request is read; makes a status and a record of how it ends."""
+    async def _guarded(self, method: str, context: Context) -> AsyncIterator[Ending]:
+        """Lets a call in, or refuses it before its request is read; makes a status and a record of how it ends.
+
+        What the block raises is not raised again: whoever opens it tells the caller, once it is closed.
+        """
+        ending = Ending()
         began = time.perf_counter()
         REQUEST_ID.set(uuid.uuid4().hex)
         NOTES.set({})
         code, reason = grpc.StatusCode.CANCELLED, ""
-        status: status_pb2.Status | None = None
         try:
             caller = self._access.caller(method, context.invocation_metadata() or ())
             if caller := caller or _certificate_name(context):
                 note(caller=caller)
             self._refuse_if_draining()
-            yield
+            yield ending
             code = grpc.StatusCode.OK
         except Exception as error:  # noqa: BLE001 -- the edge: whatever it is, the caller gets a status
             code, reason = code_and_reason(error)
-            status = status_of(error, REQUEST_ID.get())
+            ending.status = status_of(error, REQUEST_ID.get())
             if code is grpc.StatusCode.INTERNAL:
                 _log.exception("%s failed", method)
+            # Tasks and futures on its way hold the error, and it holds their frames: until the garbage collector
+            # comes by, and with a model's objects in memory it seldom does, each would keep the whole request.
+            traceback.clear_frames(error.__traceback__)
         finally:
             if code is grpc.StatusCode.CANCELLED and _is_late(context):
                 code = grpc.StatusCode.DEADLINE_EXCEEDED
             self._record(method, code, reason, time.perf_counter() - began)
-        if status is not None:
-            await abort(context, status)
 
     @asynccontextmanager
-    async def _accepted(self, method: str, requests: Requests, handler: Any) -> AsyncIterator[Message]:
+    async def _accepted(self, method: str, context: Context, handler: Any) -> AsyncIterator[Message]:
         """Reads the request of a call and counts it as running from then on; one that never asks holds no stop up."""
-        data = await first_message(requests)
+        data = await first_message(context)
         with self._counted():
             self._refuse_if_draining()
             most = MAX_MESSAGE_BYTES if method.endswith("LoadVector") else MAX_REQUEST_BYTES
