@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from steering_engine.model import SteeredModel
 from steering_server.rpc.backlog import Backlog
+from steering_server.rpc.turns import Turns
 
 Reading: TypeAlias = tuple[str, str, float]
 
@@ -18,6 +19,7 @@ class Readings:
         self,
         model: SteeredModel,
         backlog: Backlog,
+        turns: Turns,
         serving: Callable[[], bool],
         certificate_expiry: Callable[[], float] | None,
     ) -> None:
@@ -26,11 +28,13 @@ class Readings:
         Args:
             model: The served model.
             backlog: The bound on its unfinished requests.
+            turns: Those that wait to enter the engine.
             serving: Whether the server says that it is healthy.
             certificate_expiry: Gives the seconds since 1970 of when the certificate expires; None without TLS.
         """
         self._model = model
         self._backlog = backlog
+        self._turns = turns
         self._serving = serving
         self._certificate_expiry = certificate_expiry
 
@@ -53,7 +57,8 @@ class Readings:
         """What grows and falls."""
         stats = self._model.stats()
         yield "steering_active_requests", "Requests that are decoded now.", stats.active_requests
-        yield "steering_waiting_requests", "Requests that wait for the engine.", stats.waiting_requests
+        waiting = stats.waiting_requests + self._turns.waiting
+        yield "steering_waiting_requests", "Requests that wait for the engine.", waiting
         yield "steering_unfinished_requests", "Completions accepted and not finished.", self._backlog.held
         yield "steering_unfinished_requests_limit", "Most completions unfinished.", self._backlog.limit
         yield "steering_cache_tokens", "Tokens that the KV cache holds.", self._model.limits.cache_tokens

@@ -22,6 +22,7 @@ from steering_server.rpc.backlog import Backlog
 from steering_server.rpc.default_steering import check_default_steering, read_default_steering
 from steering_server.rpc.guard import Guard
 from steering_server.rpc.services import add_services
+from steering_server.rpc.turns import Turns
 from steering_server.security.credentials import Credentials
 from steering_server.tracing import tracing_of
 from steering_spec import GenerationSpec, PromptIds, SamplingParams, limits
@@ -81,8 +82,9 @@ class SteeringServer:
         if (path := config.default_steering) is not None:
             default_steering = read_default_steering(path)
             check_default_steering(path, default_steering, model)
-        backlog = Backlog(config.max_queued)
-        services = add_services(self._server, model, config, backlog, self._metrics, default_steering)
+        backlog = Backlog(config.max_queued, config.connection_limit)
+        turns = Turns(model.limits.batch_requests, model.stats)
+        services = add_services(self._server, model, config, backlog, turns, self._metrics, default_steering)
         self._health_names = ("", *services)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -92,6 +94,7 @@ class SteeringServer:
             Readings(
                 model,
                 backlog,
+                turns,
                 lambda: self._healthy,
                 (lambda: expiry().timestamp()) if self._credentials.has_tls else None,
             )
