@@ -42,6 +42,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
 
+# Open calls of a connection beside those that generate: other methods, and those that are being refused.
+_SPARE_STREAMS = 256
+
 # Calls that are still open after the engine has closed get this long to tell their clients so.
 _FAREWELL_SECONDS = 1.0
 
@@ -77,7 +80,9 @@ class SteeringServer:
         self._healthy = False
         self._looking: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(interceptors=[self._guard], options=CHANNEL_OPTIONS)
+        # Calls beyond these wait in the client; else one connection could hold any number of open ones.
+        streams = ("grpc.max_concurrent_streams", config.connection_limit + _SPARE_STREAMS)
+        self._server = grpc.aio.server(interceptors=[self._guard], options=(*CHANNEL_OPTIONS, streams))
         default_steering = None
         if (path := config.default_steering) is not None:
             default_steering = read_default_steering(path)

@@ -80,7 +80,7 @@ def messages(descriptor: Descriptor, depth: int = 0) -> st.SearchStrategy[bytes]
     if not fields:
         return _garbage()
     several = st.lists(st.one_of(fields), max_size=4).map(b"".join)
-    return st.one_of(several, several, several, _garbage(), st.tuples(several, _garbage()).map(b"".join))
+    return st.one_of(*[several] * 10, _garbage(), st.tuples(several, _garbage()).map(b"".join))
 
 
 def _field(field: FieldDescriptor, depth: int) -> st.SearchStrategy[bytes]:

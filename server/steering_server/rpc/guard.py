@@ -123,7 +123,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _guarded(self, method: str, context: Context) -> AsyncIterator[Ending]:
-        """Lets a call in, or refuses it before its request is read; makes a status and a record of how it ends.
+        """Makes a status and a record of how a call ends.
 
         What the block raises is not raised again: whoever opens it tells the caller, once it is closed.
         """
@@ -134,10 +134,6 @@ class Guard(grpc.aio.ServerInterceptor):
         code, reason = grpc.StatusCode.CANCELLED, ""
         span = self._begin_span(method, context)
         try:
-            caller = self._access.caller(method, context.invocation_metadata() or ())
-            if caller := caller or _certificate_name(context):
-                note(caller=caller)
-            self._refuse_if_draining()
             yield ending
             code = grpc.StatusCode.OK
         except Exception as error:  # noqa: BLE001 -- the edge: whatever it is, the caller gets a status
@@ -155,7 +151,14 @@ class Guard(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _accepted(self, method: str, context: Context, handler: Any) -> AsyncIterator[Message]:
-        """Reads the request of a call and counts it as running from then on; one that never asks holds no stop up."""
+        """Lets a call in, or refuses it before its request is read.
+
+        It counts as running once its request is there, so one that never asks holds no stop up.
+        """
+        caller = self._access.caller(method, context.invocation_metadata() or ())
+        if caller := caller or _certificate_name(context):
+            note(caller=caller)
+        self._refuse_if_draining()
         data = await first_message(context)
         with self._counted():
             self._refuse_if_draining()
@@ -189,7 +192,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _record(
         self, method: str, code: grpc.StatusCode, reason: str, seconds: float, span: CallSpan | None
     ) -> None:
-        self._metrics.call(method, code.name, seconds)
+        self._metrics.call(method, code.name, seconds, reason)
         outcome = f"{code.name} {reason}".rstrip()
         facts = {"method": method, "code": code.name, "reason": reason, "seconds": round(seconds, 6)}
         notes = {name: fact for name, fact in {**facts, **(NOTES.get() or {})}.items() if fact != ""}
