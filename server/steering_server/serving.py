@@ -15,7 +15,7 @@ from steering_server.address import join_address
 from steering_server.config import ServerConfig
 from steering_server.errors import StartError
 from steering_server.metrics import Metrics, MetricsServer
-from steering_server.notify import READY, STOPPING, WELL, notify_systemd
+from steering_server.notify import READY, STOPPING, WELL, Systemd
 from steering_server.readings import Readings
 from steering_server.rpc.access import Access
 from steering_server.rpc.backlog import Backlog
@@ -75,6 +75,7 @@ class SteeringServer:
         self._metrics_server: MetricsServer | None = None
         access = Access(self._credentials.tokens if self._credentials.needs_tokens else None)
         self._tracing = tracing_of(config)
+        self._systemd = Systemd()
         self._guard = Guard(access, self._metrics, self._tracing)
         self._hurry = asyncio.Event()
         self._healthy = False
@@ -140,7 +141,7 @@ class SteeringServer:
         await self._server.start()
         await self._set_health(healthy=True)
         self._looking = asyncio.create_task(self._look())
-        notify_systemd(READY)
+        self._systemd.tell(READY)
         return join_address(self._config.host, port)
 
     async def stop(self) -> None:
@@ -150,7 +151,7 @@ class SteeringServer:
         Calls that outlast the grace end with UNAVAILABLE too.
         """
         self._healthy = False
-        notify_systemd(STOPPING)
+        self._systemd.tell(STOPPING)
         await self._health.enter_graceful_shutdown()
         self._guard.refuse_new_calls()
         waits = {asyncio.create_task(self._guard.wait_until_idle()), asyncio.create_task(self._hurry.wait())}
@@ -193,7 +194,7 @@ class SteeringServer:
                 _log.critical("the engine is lost, nothing more will be generated: %s", failure)
                 await self._set_health(healthy=False)
             if self._healthy:
-                notify_systemd(WELL)
+                self._systemd.tell(WELL)
 
     async def _warm_up(self) -> None:
         # The first forward pass sets up threads, caches and kernels; no caller should wait for that.
