@@ -20,7 +20,7 @@ class Violation:
     """One fault of one field.
 
     Attributes:
-        field: Path from the request, such as `steering.rules[0].layers[2]`.
+        field: Path from the request, such as `steering.rules[0].layers[2]`; empty for the request as a whole.
         description: What is wrong and what would be right, one sentence.
         kind: Which status the fault belongs to.
     """
@@ -30,7 +30,7 @@ class Violation:
     kind: ViolationKind = ViolationKind.INVALID
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.description}"
+        return f"{self.field}: {self.description}" if self.field else self.description
 
 
 class InvalidRequestError(ValueError):

@@ -7,12 +7,12 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from steering_engine.completions import GrowingCompletion
-from steering_engine.engine.base import Engine, EngineRequest, EngineStats, Sampling
+from steering_engine.engine.base import Engine, EngineRequest, EngineStats, Sampling, Turn
 from steering_engine.engine.continuous import ContinuousEngine
 from steering_engine.engine.limits import EngineLimits
 from steering_engine.engine.stability import SHARED
@@ -110,15 +110,17 @@ class SteeredModel:
         (completion,) = await self.generate_many(spec)
         return completion
 
-    async def generate_many(self, spec: GenerationSpec) -> tuple[Completion, ...]:
-        """Makes all completions that a spec asks for, in the order of their seeds. Raises what `stream` raises."""
-        async with aclosing(self._events(spec, streaming=False)) as events:
+    async def generate_many(self, spec: GenerationSpec, turn: Turn | None = None) -> tuple[Completion, ...]:
+        """Makes all completions that a spec asks for, in the order of their seeds; see `stream`."""
+        async with aclosing(self._events(spec, turn, streaming=False)) as events:
             completions = [event async for event in events if isinstance(event, Completion)]
         if len(completions) < spec.sampling.n:
             raise EngineStoppedError("the request was cancelled")
         return tuple(sorted(completions, key=lambda completion: completion.index))
 
-    async def stream(self, spec: GenerationSpec) -> AsyncGenerator[StreamDelta | Completion, None]:
+    async def stream(
+        self, spec: GenerationSpec, turn: Turn | None = None
+    ) -> AsyncGenerator[StreamDelta | Completion, None]:
         """Makes the completions that a spec asks for, yielding what is new at every step.
 
         Each completion is yielded whole when it ends, after its last delta; `index` says of either which completion it
@@ -126,17 +128,21 @@ class SteeredModel:
 
         Close the iterator (`contextlib.aclosing`) to stop early; that frees the request's rows at the next step.
 
+        Args:
+            spec: The request.
+            turn: What a request that can be run has to wait for before it enters the engine; None lets it in at once.
+
         Raises:
             InvalidRequestError: The request can't be run; raised before the first item, with everything wrong at once.
             NotFiniteError: The request is steered so strongly that there is nothing to sample.
             EngineStoppedError: The engine stopped before the request was done.
         """
-        async with aclosing(self._events(spec, streaming=True)) as events:
+        async with aclosing(self._events(spec, turn, streaming=True)) as events:
             async for event in events:
                 yield event
 
     async def _events(
-        self, spec: GenerationSpec, *, streaming: bool
+        self, spec: GenerationSpec, turn: Turn | None, *, streaming: bool
     ) -> AsyncGenerator[StreamDelta | Completion, None]:
         accepted = time.perf_counter()
         # Callers may reuse their ids; the engine's must be unique.
@@ -155,12 +161,19 @@ class SteeredModel:
             GrowingCompletion(request, index=index, request_id=spec.request_id or own_id, accepted=accepted)
             for index, request in enumerate(requests)
         ]
-        # The engine gives the lease back: rows of a vector may be read until its last forward with them is over.
-        async with aclosing(self.engine.submit_many(requests, lease.release)) as chunks:
-            async for index, chunk in chunks:
-                yield completions[index].add(chunk)
-                if chunk.finish_reason is not None:
-                    yield completions[index].finish(chunk.finish_reason)
+        is_in = False
+        try:
+            async with nullcontext() if turn is None else turn(requests):
+                is_in = True
+                # The engine gives the lease back: a vector's rows may be read until its last forward with them is over.
+                async with aclosing(self.engine.submit_many(requests, lease.release)) as chunks:
+                    async for index, chunk in chunks:
+                        yield completions[index].add(chunk)
+                        if chunk.finish_reason is not None:
+                            yield completions[index].finish(chunk.finish_reason)
+        finally:
+            if not is_in:  # cancelled while it waited for its turn
+                lease.release()
 
     def _requests(
         self, spec: GenerationSpec, own_id: str, lease: VectorLease, *, streaming: bool

@@ -105,7 +105,10 @@ class ServerConfig(BaseModel):
     """File with the steering of requests that name none: a steering.v1.SteeringSpec as JSON. A request's own replaces
     it, and an empty one switches it off."""
     max_queued: AtLeastOne = 1024
-    "Unfinished requests above which new ones are refused."
+    "Unfinished completions above which new requests are refused."
+    max_queued_per_connection: AtLeastOne | None = None
+    """Unfinished completions of one connection above which its new requests are refused. Half of --max-queued, unless
+    said otherwise."""
     stream_buffer: AtLeastOne = 1024
     "Deltas of each completion that a stream's reader may fall behind before its stream is ended."
     grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
@@ -131,6 +134,11 @@ class ServerConfig(BaseModel):
     "How logs are written to stderr: text or json."
     log_prompts: bool = False
     "Write prompts and completions into the log."
+
+    @property
+    def connection_limit(self) -> int:
+        """Most unfinished completions of one connection."""
+        return min(self.max_queued_per_connection or -(-self.max_queued // 2), self.max_queued)
 
     @property
     def address(self) -> str:

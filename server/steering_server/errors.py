@@ -7,6 +7,7 @@
     ├── UnknownTokenError      a call with a token that nobody was given
     ├── MissingScopeError      a token that does not allow the call
     ├── QueueFullError         too many unfinished requests
+    │   └── ConnectionFullError    too many of one connection
     ├── SlowReaderError        a stream's reader fell too far behind
     ├── ResponseTooLargeError  the completions don't fit into one message
     └── DrainingError          the server is stopping and takes no new work
@@ -51,11 +52,20 @@ class MissingScopeError(ServerError):
 class QueueFullError(ServerError):
     """Too many unfinished requests; the caller may try again after `retry_seconds`."""
 
-    def __init__(self, limit: int, retry_seconds: float = 1.0) -> None:
+    def __init__(self, limit: int, retry_seconds: float) -> None:
+        self.limit = limit
         self.retry_seconds = retry_seconds
-        super().__init__(
-            f"{limit} requests are unfinished, which is the most this server takes; try again later"
-        )
+        super().__init__(f"{self._told()}; try again in {retry_seconds:.1f} s")
+
+    def _told(self) -> str:
+        return f"{self.limit} completions are unfinished, which is the most this server takes"
+
+
+class ConnectionFullError(QueueFullError):
+    """Too many unfinished requests of one connection; others are let in."""
+
+    def _told(self) -> str:
+        return f"{self.limit} completions of this connection are unfinished, which is the most it may have"
 
 
 class SlowReaderError(ServerError):

@@ -34,6 +34,12 @@ class Metrics:
         self._calls = Counter(
             "steering_requests", "Calls that have ended.", ["method", "code"], registry=registry
         )
+        self._refusals = Counter(
+            "steering_refusals",
+            "Calls that have ended with an error, by its reason.",
+            ["reason"],
+            registry=registry,
+        )
         self._call_seconds = Histogram(
             "steering_request_seconds",
             "From a call's arrival to its end.",
@@ -64,8 +70,10 @@ class Metrics:
         )
         self._vectors: set[str] = set()
 
-    def call(self, method: str, code: str, seconds: float) -> None:
-        """Counts a call of the API that has ended."""
+    def call(self, method: str, code: str, seconds: float, reason: str = "") -> None:
+        """Counts a call of the API that has ended; of an error the reason too."""
+        if reason:
+            self._refusals.labels(reason).inc()
         name = method.rpartition("/")[2]
         self._calls.labels(name, code).inc()
         self._call_seconds.labels(name).observe(seconds)

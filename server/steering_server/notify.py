@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
 WELL = "WATCHDOG=1"
 
 
-def notify_systemd(message: str) -> None:
-    """Sends a message; without a systemd that wants it, nothing happens."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)  # the event loop must not wait for it
-        try:
-            # An @ stands for the zero byte with which an abstract name begins.
-            sender.sendto(message.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-        except OSError:  # nobody listens any more, or is too busy to: the next message comes in a second
+class Systemd:
+    """What this process was started by, where that was systemd; else nothing happens."""
+
+    def __init__(self) -> None:
+        """Reads where systemd listens from the environment."""
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        # An @ stands for the zero byte with which an abstract name begins.
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+
+    def tell(self, message: str) -> None:
+        """Sends one of the messages."""
+        if not self._address:
             return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)  # the event loop must not wait for it
+            # Where nobody listens any more, or is too busy to, the next message comes in a second.
+            with suppress(OSError):
+                sender.sendto(message.encode(), self._address)

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from steering_engine.engine.limits import PAGE_TOKENS
 from steering_engine.model import SteeredModel
 from steering_server.rpc.backlog import Backlog
+from steering_server.rpc.turns import Turns
 from steering_spec import ServerStats
 
 Reading: TypeAlias = tuple[str, str, float]
@@ -26,6 +27,7 @@ class Readings:
         self,
         model: SteeredModel,
         backlog: Backlog,
+        turns: Turns,
         serving: Callable[[], bool],
         certificate_expiry: Callable[[], float] | None,
     ) -> None:
@@ -34,11 +36,13 @@ class Readings:
         Args:
             model: The served model.
             backlog: The bound on its unfinished requests.
+            turns: Those that wait to enter the engine.
             serving: Whether the server says that it is healthy.
             certificate_expiry: Gives the seconds since 1970 of when the certificate expires; None without TLS.
         """
         self._model = model
         self._backlog = backlog
+        self._turns = turns
         self._serving = serving
         self._certificate_expiry = certificate_expiry
         self._started, self._clock = datetime.now(UTC), time.monotonic()
@@ -62,7 +66,7 @@ class Readings:
             serving=self._serving(),
             device=str(self._model.loaded.device),
             running_completions=stats.active_requests,
-            queued_requests=stats.waiting_requests,
+            queued_requests=stats.waiting_requests + self._turns.waiting,
             unfinished_completions=self._backlog.held,
             unfinished_limit=self._backlog.limit,
             cache_page_tokens=PAGE_TOKENS,
@@ -91,7 +95,8 @@ class Readings:
         """What grows and falls."""
         stats = self._model.stats()
         yield "steering_active_requests", "Requests that are decoded now.", stats.active_requests
-        yield "steering_waiting_requests", "Requests that wait for the engine.", stats.waiting_requests
+        waiting = stats.waiting_requests + self._turns.waiting
+        yield "steering_waiting_requests", "Requests that wait for the engine.", waiting
         yield "steering_unfinished_requests", "Completions accepted and not finished.", self._backlog.held
         yield "steering_unfinished_requests_limit", "Most completions unfinished.", self._backlog.limit
         yield "steering_cache_tokens", "Tokens that the KV cache holds.", self._model.limits.cache_tokens

@@ -15,13 +15,14 @@ from steering_server.address import join_address
 from steering_server.config import ServerConfig
 from steering_server.errors import StartError
 from steering_server.metrics import Metrics, MetricsServer
-from steering_server.notify import READY, STOPPING, WELL, notify_systemd
+from steering_server.notify import READY, STOPPING, WELL, Systemd
 from steering_server.readings import Readings
 from steering_server.rpc.access import Access
 from steering_server.rpc.backlog import Backlog
 from steering_server.rpc.default_steering import check_default_steering, read_default_steering
 from steering_server.rpc.guard import Guard
 from steering_server.rpc.services import add_services
+from steering_server.rpc.turns import Turns
 from steering_server.security.credentials import Credentials
 from steering_server.tracing import tracing_of
 from steering_spec import GenerationSpec, PromptIds, SamplingParams, limits
@@ -40,6 +41,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # Clients may ping every 10 s; gRPC's own 5 minutes would cut off those that do.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
+
+# Open calls of a connection beside those that generate: other methods, and those that are being refused.
+_SPARE_STREAMS = 256
 
 # Calls that are still open after the engine has closed get this long to tell their clients so.
 _FAREWELL_SECONDS = 1.0
@@ -71,27 +75,32 @@ class SteeringServer:
         self._metrics_server: MetricsServer | None = None
         access = Access(self._credentials.tokens if self._credentials.needs_tokens else None)
         self._tracing = tracing_of(config)
+        self._systemd = Systemd()
         self._guard = Guard(access, self._metrics, self._tracing)
         self._hurry = asyncio.Event()
         self._healthy = False
         self._looking: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(interceptors=[self._guard], options=CHANNEL_OPTIONS)
+        # Calls beyond these wait in the client; else one connection could hold any number of open ones.
+        streams = ("grpc.max_concurrent_streams", config.connection_limit + _SPARE_STREAMS)
+        self._server = grpc.aio.server(interceptors=[self._guard], options=(*CHANNEL_OPTIONS, streams))
         default_steering = None
         if (path := config.default_steering) is not None:
             default_steering = read_default_steering(path)
             check_default_steering(path, default_steering, model)
-        backlog = Backlog(config.max_queued)
+        backlog = Backlog(config.max_queued, config.connection_limit)
+        turns = Turns(model.limits.batch_requests, model.stats)
         expiry = self._credentials.certificate_expiry
         readings = Readings(
             model,
             backlog,
+            turns,
             lambda: self._healthy,
             (lambda: expiry().timestamp()) if self._credentials.has_tls else None,
         )
         self._metrics.read(readings)
         services = add_services(
-            self._server, model, config, backlog, self._metrics, default_steering, readings.stats
+            self._server, model, config, backlog, turns, self._metrics, default_steering, readings.stats
         )
         self._health_names = ("", *services)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -133,7 +142,7 @@ class SteeringServer:
         await self._server.start()
         await self._set_health(healthy=True)
         self._looking = asyncio.create_task(self._look())
-        notify_systemd(READY)
+        self._systemd.tell(READY)
         return join_address(self._config.host, port)
 
     async def stop(self) -> None:
@@ -143,7 +152,7 @@ class SteeringServer:
         Calls that outlast the grace end with UNAVAILABLE too.
         """
         self._healthy = False
-        notify_systemd(STOPPING)
+        self._systemd.tell(STOPPING)
         await self._health.enter_graceful_shutdown()
         self._guard.refuse_new_calls()
         waits = {asyncio.create_task(self._guard.wait_until_idle()), asyncio.create_task(self._hurry.wait())}
@@ -186,7 +195,7 @@ class SteeringServer:
                 _log.critical("the engine is lost, nothing more will be generated: %s", failure)
                 await self._set_health(healthy=False)
             if self._healthy:
-                notify_systemd(WELL)
+                self._systemd.tell(WELL)
 
     async def _warm_up(self) -> None:
         # The first forward pass sets up threads, caches and kernels; no caller should wait for that.

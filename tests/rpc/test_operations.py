@@ -179,6 +179,7 @@ def test_a_call_leaves_one_record_and_prompts_where_they_are_wanted(
     notes = vars(record)["notes"]
     seconds = notes.pop("seconds")
     assert 0 < seconds < 300
+    assert 0 <= notes.pop("queue_seconds") <= seconds
     assert notes == {
         "method": "/steering.v1.GenerationService/Generate",
         "code": "OK",

@@ -17,6 +17,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steering.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
+from steering_client import Client, SamplingParams, SteeringRule, VectorInfo
 from tests.support.processes import descendants, processes
 from tests.support.server import LiveServer, server_process, wait_until
 from tests.support.statuses import code_of, failure
@@ -54,23 +55,56 @@ def test_it_announces_itself_and_ends_well_on_sigterm(model_folder: Path, vector
     assert "vector not loaded: foreign.safetensors" in err
 
 
-def test_a_running_stream_is_finished_within_the_grace(model_folder: Path) -> None:
-    with (
-        server_process("--model", str(model_folder), "--port", "0") as server,
-        grpc.insecure_channel(server.address()) as channel,
-    ):
-        running = generation_pb2_grpc.GenerationServiceStub(channel).StreamGenerate(stream_request(800))
-        next(running)
-        server.signal(signal.SIGINT)
-        health = health_pb2_grpc.HealthStub(channel)
-        wait_until(
-            lambda: (
-                health.Check(health_pb2.HealthCheckRequest()).status
-                == health_pb2.HealthCheckResponse.NOT_SERVING
-            )
-        )
-        assert list(running)[-1].HasField("result")
-        assert server.end()[0] == 0
+def seen_through(address: str) -> tuple[list[VectorInfo], str]:
+    """What a caller sees of a server: its vectors, and a completion that they steer."""
+    sampling = SamplingParams(temperature=0, max_tokens=16)
+    with Client(address) as client:
+        done = client.generate("two plus two", sampling=sampling, steering=SteeringRule("calm"))
+        return client.vectors(), done.text
+
+
+def test_a_killed_server_comes_back_with_its_vectors_and_one_that_is_told_to_stop_finishes_what_it_has_accepted(
+    model_folder: Path, vector_folder: Path
+) -> None:
+    options = ("--model", str(model_folder), "--vectors", str(vector_folder), "--port")
+    with server_process(*options, "0") as server:
+        address = server.address()
+        before = seen_through(address)
+        with grpc.insecure_channel(address) as channel:
+            lost = generation_pb2_grpc.GenerationServiceStub(channel).StreamGenerate(stream_request(8000))
+            next(lost)
+            server.signal(signal.SIGKILL)
+            assert code_of(lambda: list(lost)) is grpc.StatusCode.UNAVAILABLE
+        server.end()
+    with server_process(*options, address.rpartition(":")[2]) as server:
+        assert server.address() == address
+        assert seen_through(address) == before
+        with grpc.insecure_channel(address) as channel:
+            service = generation_pb2_grpc.GenerationServiceStub(channel)
+            running = [service.StreamGenerate(stream_request(400)) for _ in range(24)]
+            for stream in running:
+                next(stream)
+            server.signal(signal.SIGTERM)
+            models = model_pb2_grpc.ModelServiceStub(channel)
+            health = health_pb2_grpc.HealthStub(channel)
+            refused: list[grpc.RpcError] = []
+
+            def refuses() -> bool:
+                try:
+                    models.GetModel(model_pb2.GetModelRequest())
+                except grpc.RpcError as error:
+                    refused.append(error)
+                return bool(refused)
+
+            wait_until(refuses)
+            # Health was the first to say so.
+            status = health.Check(health_pb2.HealthCheckRequest()).status
+            assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+            told = failure(refused[0])
+            assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+            for stream in running:
+                assert list(stream)[-1].HasField("result")
+            assert server.end()[0] == 0
 
 
 def test_a_stream_that_outlasts_the_grace_is_told_so(model_folder: Path) -> None:
@@ -95,7 +129,7 @@ def test_a_second_signal_stops_at_once(model_folder: Path) -> None:
     ):
         running = generation_pb2_grpc.GenerationServiceStub(channel).StreamGenerate(stream_request(8000))
         next(running)
-        server.signal(signal.SIGTERM)
+        server.signal(signal.SIGINT)
         models = model_pb2_grpc.ModelServiceStub(channel)
         unavailable = grpc.StatusCode.UNAVAILABLE
         wait_until(lambda: code_of(lambda: models.GetModel(model_pb2.GetModelRequest())) is unavailable)

@@ -144,7 +144,10 @@ def test_bytes_that_are_no_message_are_an_invalid_argument(channel: grpc.Channel
 
 
 def test_a_full_queue_says_when_to_try_again(model_folder: Path) -> None:
-    with LiveServer(model_folder, max_queued=2) as server, server.channel() as channel:
+    with (
+        LiveServer(model_folder, max_queued=2, max_queued_per_connection=2) as server,
+        server.channel() as channel,
+    ):
         stub = Stub(channel)
         request = generation_pb2.StreamGenerateRequest(
             spec=generation_pb2.GenerationSpec(text="hi", sampling=LONG)
@@ -154,7 +157,8 @@ def test_a_full_queue_says_when_to_try_again(model_folder: Path) -> None:
             next(call)
         refused = refusal(stub, generation_pb2.GenerationSpec(text="hi"))
         assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
-        assert refused.retry_seconds == 1.0
+        assert refused.retry_seconds is not None
+        assert f"try again in {refused.retry_seconds:.1f} s" in refused.message
         assert model_pb2_grpc.ModelServiceStub(channel).GetModel(model_pb2.GetModelRequest()).model.name
         for call in running:
             call.cancel()
@@ -162,6 +166,29 @@ def test_a_full_queue_says_when_to_try_again(model_folder: Path) -> None:
         short = generation_pb2.SamplingParams(max_token_count=1)
         again = generation_pb2.GenerateRequest(spec=generation_pb2.GenerationSpec(text="hi", sampling=short))
         wait_until(lambda: code_of(lambda: stub.Generate(again)) is grpc.StatusCode.OK)
+
+
+def test_a_full_connection_is_refused_and_others_are_let_in(model_folder: Path) -> None:
+    own = ("grpc.use_local_subchannel_pool", 1)
+    with (
+        LiveServer(model_folder, max_queued=4, max_queued_per_connection=2) as server,
+        server.channel(own) as full,
+        server.channel(own) as other,
+    ):
+        sampling = generation_pb2.SamplingParams(max_token_count=8000, completion_count=2)
+        spec = generation_pb2.GenerationSpec(text="hi", sampling=sampling)
+        running = Stub(full).StreamGenerate(generation_pb2.StreamGenerateRequest(spec=spec))
+        next(running)
+        refused = refusal(Stub(full), generation_pb2.GenerationSpec(text="hi"))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CONNECTION_FULL")
+        assert refused.retry_seconds is not None
+        short = generation_pb2.SamplingParams(max_token_count=1)
+        request = generation_pb2.GenerateRequest(
+            spec=generation_pb2.GenerationSpec(text="hi", sampling=short)
+        )
+        assert Stub(other).Generate(request).results
+        running.cancel()
+        server.wait_idle()
 
 
 def test_an_engine_that_stopped_is_unavailable(model_folder: Path) -> None:
@@ -257,6 +284,7 @@ def _subclasses(base: type[Exception]) -> set[type[Exception]]:
 
 def test_reasons_are_unique_and_stable() -> None:
     assert sorted(reason for _, reason in table.STATUS.values()) == [
+        "CONNECTION_FULL",
         "DRAINING",
         "ENGINE_STOPPED",
         "INTERNAL",
@@ -288,7 +316,10 @@ def test_a_request_too_large_to_be_read_at_once_is_refused_unread(channel: grpc.
 
 
 def test_every_completion_of_a_request_takes_a_place(model_folder: Path) -> None:
-    with LiveServer(model_folder, max_queued=3) as server, server.channel() as channel:
+    with (
+        LiveServer(model_folder, max_queued=3, max_queued_per_connection=3) as server,
+        server.channel() as channel,
+    ):
         stub = Stub(channel)
         sampling = generation_pb2.SamplingParams(max_token_count=4000, completion_count=2)
         running = stub.StreamGenerate(

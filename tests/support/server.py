@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -104,13 +105,17 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 class ServerProcess:
-    """The command `steering-server`, its stdout and stderr collected."""
+    """The command `steering-server`, its stdout and stderr collected.
+
+    What it logs goes to a file: of a server that says much, nobody could read a pipe in time.
+    """
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 -- closed with the process
         self.process = subprocess.Popen(
             [str(Path(sys.executable).parent / "steering-server"), *arguments],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._log,
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
         )
@@ -119,7 +124,7 @@ class ServerProcess:
         """The line that says that the server is ready."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, self.process.communicate()[1]
+        assert line, self.end()[2]
         return line.rstrip("\n")
 
     def address(self) -> str:
@@ -134,8 +139,19 @@ class ServerProcess:
 
     def end(self) -> tuple[int, str, str]:
         """Waits for the end: exit code, the rest of stdout, stderr."""
-        out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, out, err
+        out, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, out, self.log()
+
+    def log(self) -> str:
+        """What it has logged so far."""
+        return Path(self._log.name).read_text()
+
+    def close(self) -> None:
+        """Kills it if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+        self._log.close()
 
 
 @contextmanager
@@ -145,6 +161,4 @@ def server_process(*arguments: str, environment: dict[str, str] | None = None) -
     try:
         yield running
     finally:
-        if running.process.poll() is None:
-            running.process.kill()
-        running.process.communicate()
+        running.close()

@@ -7,8 +7,9 @@ the rollouts of discovery and the tests all speak to this protocol, so what serv
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from steering_engine.steering.plan import SteeringPlan
 from steering_spec import FinishReason, SteeringAct, Token
@@ -117,6 +118,10 @@ class EngineStats:
     generated_tokens: int
     steered_rows: int
     free_cache_tokens: int  # unused pages, and those that are only kept for prefix sharing
+
+
+Turn: TypeAlias = Callable[[Sequence[EngineRequest]], AbstractAsyncContextManager[None]]
+"""Waits until the completions of one prompt may enter the engine; they have left it at the end of the block."""
 
 
 class Engine(Protocol):

@@ -79,6 +79,11 @@ class EngineLimits:
         """Pages that the KV cache has."""
         return -(-self.cache_tokens // PAGE_TOKENS)
 
+    @property
+    def batch_requests(self) -> int:
+        """Completions that are decoded at once, at most: each has a row of a forward at least."""
+        return min(self.max_concurrent_requests, self.max_batch_tokens)
+
     def context_tokens(self, model_context: int) -> int:
         """The longest prompt plus completion of one request on a model with the given context length."""
         # One page stays free: a request whose length is a multiple of the page needs the next page for its last row.

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
+from functools import partial
 
 import grpc
 
@@ -16,6 +17,7 @@ from steering_server.logs import NOTES, note
 from steering_server.metrics import Metrics
 from steering_server.rpc.backlog import Backlog
 from steering_server.rpc.buffer import buffered
+from steering_server.rpc.turns import Turns
 from steering_spec import (
     Completion,
     GenerationSpec,
@@ -37,12 +39,13 @@ _LONG_REQUEST_BYTES = 20_000  # read in a few milliseconds
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    """Generates with one model; as many requests are unfinished at a time as the backlog takes."""
+    """Generates with one model: the backlog bounds what is unfinished, and turns say who is next."""
 
     def __init__(
         self,
         model: SteeredModel,
         backlog: Backlog,
+        turns: Turns,
         metrics: Metrics,
         *,
         stream_buffer: int,
@@ -51,6 +54,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> None:
         self._model = model
         self._backlog = backlog
+        self._turns = turns
         self._metrics = metrics
         self._stream_buffer = stream_buffer
         self._default_steering = default_steering
@@ -59,12 +63,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def Generate(  # noqa: N802 -- the name of the RPC
         self,
         request: generation_pb2.GenerateRequest,
-        context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
+        context: grpc.aio.ServicerContext[object, object],
     ) -> generation_pb2.GenerateResponse:
         """Generates the completions of one prompt."""
         spec = await self._spec(request.spec)
-        with self._backlog.place(spec.sampling.n):
-            completions = await self._model.generate_many(spec)
+        connection = context.peer()
+        with self._backlog.place(connection, spec.sampling.n):
+            completions = await self._model.generate_many(spec, partial(self._turns.turn, connection))
         for completion in completions:
             self._record(completion)
         # In a thread: with alternatives or a trace these may be millions of objects.
@@ -73,13 +78,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def StreamGenerate(  # noqa: N802 -- the name of the RPC
         self,
         request: generation_pb2.StreamGenerateRequest,
-        context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
+        context: grpc.aio.ServicerContext[object, object],
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Generates the completions of one prompt and streams them."""
         spec = await self._spec(request.spec)
         # Every step of the engine gives an item for each completion.
         size = self._stream_buffer * spec.sampling.n
-        async with aclosing(buffered(self._items(spec), size)) as items:
+        async with aclosing(buffered(self._items(spec, context.peer()), size)) as items:
             async for item in items:
                 for message in _messages(item):
                     yield message
@@ -107,10 +112,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             _, found = self._model.judge(spec)
         return [one for one in found if not any(_overlap(one.field, field) for field in unreadable)]
 
-    async def _items(self, spec: GenerationSpec) -> AsyncGenerator[StreamDelta | Completion, None]:
+    async def _items(
+        self, spec: GenerationSpec, connection: str
+    ) -> AsyncGenerator[StreamDelta | Completion, None]:
         # The side that generates holds the place: a stalled reader whose generation was ended holds none.
-        with self._backlog.place(spec.sampling.n):
-            async with aclosing(self._model.stream(spec)) as items:
+        with self._backlog.place(connection, spec.sampling.n):
+            turn = partial(self._turns.turn, connection)
+            async with aclosing(self._model.stream(spec, turn)) as items:
                 async for item in items:
                     if isinstance(item, Completion):
                         self._record(item)

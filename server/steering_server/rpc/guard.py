@@ -1,7 +1,7 @@
 """Around every call of the API: its token, its request id, its status when it fails, its record in log, metrics, trace.
 
-An interceptor, so that no method can be written without it. The health service passes by, and reflection does where
-its token is right.
+An interceptor, so that no method can be written without it. Health and reflection are not of the API: their calls are
+neither counted nor recorded, and only reflection needs a token.
 """
 
 from __future__ import annotations
@@ -9,29 +9,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError, Message
-from google.rpc import status_pb2
+from google.protobuf.message import Message
 
 from steering_server.errors import DrainingError, ServerError
 from steering_server.logs import NOTES, REQUEST_ID, note
 from steering_server.metrics import Metrics
 from steering_server.rpc.access import Access
+from steering_server.rpc.incoming import Context, Ending, decoded, decoding, first_message
 from steering_server.rpc.status import abort, code_and_reason, status_of
 from steering_server.tracing import CallSpan, Tracing
-from steering_spec import InvalidRequestError, Violation
 from steering_spec.limits import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_REQUEST_ID_CHARACTERS
 
 _log = logging.getLogger(__name__)
 
 # In quotes: these classes are generic in the type stubs only.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _API = "/steering.v1."
 _HEALTH = "/grpc.health."
@@ -72,80 +71,105 @@ class Guard(grpc.aio.ServerInterceptor):
         # Any: gRPC's types describe the handlers of its other, threaded server.
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(_HEALTH):
-            return handler  # type: ignore[no-any-return]
+        if handler is None:
+            return None
         if not method.startswith(_API):
-            return self._if_allowed(handler, handler_call_details)
-        # Requests are decoded inside the guard: gRPC answers bytes that it can't decode with UNKNOWN.
-        decode, encode = handler.request_deserializer, handler.response_serializer
+            return self._of_others(handler, handler_call_details)
+        # Whatever the method, its request is read as a stream of bytes. So nothing is read of a call that is refused
+        # anyway, and bytes that can't be decoded are answered, as is a call without a request: gRPC itself ends the
+        # former with UNKNOWN, and the latter never.
+        encode = handler.response_serializer
 
-        async def unary(data: bytes, context: Context) -> Message | None:
-            async with self._guarded(method, data, decode, context) as request:
+        async def unary(_requests: object, context: Context) -> Message | None:
+            response: Message | None = None
+            async with self._guarded(method, context) as ending:
+                response = await answer(context)
+            await ending.tell(context)
+            return response
+
+        async def answer(context: Context) -> Message:
+            async with self._accepted(method, context, handler) as request:
                 response: Message = await handler.unary_unary(request, context)
                 return response
-            return None  # never reached: a failed call has been aborted
 
         # A coroutine that writes, where the services yield: gRPC does not close the generator of a cancelled
         # call (it is left to the garbage collector), and the request's row would stay busy for as long.
-        async def stream(data: bytes, context: Context) -> None:
+        async def stream(_requests: object, context: Context) -> None:
+            async with self._guarded(method, context) as ending:
+                await write(context)
+            await ending.tell(context)
+
+        async def write(context: Context) -> None:
             async with (
-                self._guarded(method, data, decode, context) as request,
+                self._accepted(method, context, handler) as request,
                 aclosing(handler.unary_stream(request, context)) as messages,
             ):
                 async for message in messages:
                     await context.write(message)
 
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(stream, response_serializer=encode)
-        return grpc.unary_unary_rpc_method_handler(unary, response_serializer=encode)
+            return grpc.stream_stream_rpc_method_handler(stream, response_serializer=encode)
+        return grpc.stream_unary_rpc_method_handler(unary, response_serializer=encode)
 
-    def _if_allowed(self, handler: Any, details: grpc.HandlerCallDetails) -> Handler:
-        """The handler of a call that is not of the API, or one that refuses the call."""
-        try:
-            self._access.caller(details.method, details.invocation_metadata or ())
-        except ServerError as error:
-            status = status_of(error, uuid.uuid4().hex)
-
-            async def refuse(_requests: object, context: Context) -> None:
-                await abort(context, status)
-
-            return grpc.stream_stream_rpc_method_handler(refuse)
-        return handler  # type: ignore[no-any-return]
+    def _of_others(self, handler: Any, details: grpc.HandlerCallDetails) -> Handler:
+        """The handler of a method that is not of the API, or one that refuses the call."""
+        if not details.method.startswith(_HEALTH):
+            try:
+                self._access.caller(details.method, details.invocation_metadata or ())
+            except ServerError as error:
+                return _refusing(error)
+        others: Handler = decoding(handler)
+        return others
 
     @asynccontextmanager
-    async def _guarded(
-        self, method: str, data: bytes, decode: Callable[[bytes], Message], context: Context
-    ) -> AsyncIterator[Message]:
+    async def _guarded(self, method: str, context: Context) -> AsyncIterator[Ending]:
+        """Makes a status and a record of how a call ends.
+
+        What the block raises is not raised again: whoever opens it tells the caller, once it is closed.
+        """
+        ending = Ending()
         began = time.perf_counter()
         REQUEST_ID.set(uuid.uuid4().hex)
         NOTES.set({})
         code, reason = grpc.StatusCode.CANCELLED, ""
-        status: status_pb2.Status | None = None
         span = self._begin_span(method, context)
+        try:
+            yield ending
+            code = grpc.StatusCode.OK
+        except Exception as error:  # noqa: BLE001 -- the edge: whatever it is, the caller gets a status
+            code, reason = code_and_reason(error)
+            ending.status = status_of(error, REQUEST_ID.get())
+            if code is grpc.StatusCode.INTERNAL:
+                _log.exception("%s failed", method)
+            # Tasks and futures on its way hold the error, and it holds their frames: until the garbage collector
+            # comes by, and with a model's objects in memory it seldom does, each would keep the whole request.
+            traceback.clear_frames(error.__traceback__)
+        finally:
+            if code is grpc.StatusCode.CANCELLED and _is_late(context):
+                code = grpc.StatusCode.DEADLINE_EXCEEDED
+            self._record(method, code, reason, time.perf_counter() - began, span)
+
+    @asynccontextmanager
+    async def _accepted(self, method: str, context: Context, handler: Any) -> AsyncIterator[Message]:
+        """Lets a call in, or refuses it before its request is read.
+
+        It counts as running once its request is there, so one that never asks holds no stop up.
+        """
+        caller = self._access.caller(method, context.invocation_metadata() or ())
+        if caller := caller or _certificate_name(context):
+            note(caller=caller)
+        self._refuse_if_draining()
+        data = await first_message(context)
         with self._counted():
-            try:
-                # Before anything is read: who has no token shall cost nothing.
-                caller = self._access.caller(method, context.invocation_metadata() or ())
-                if caller := caller or _certificate_name(context):
-                    note(caller=caller)
-                if self._draining:
-                    raise DrainingError  # noqa: TRY301 -- answered below like every other error
-                most = MAX_MESSAGE_BYTES if method.endswith("LoadVector") else MAX_REQUEST_BYTES
-                request = _decoded(data, decode, most)
-                _adopt_request_id(request)
-                yield request
-                code = grpc.StatusCode.OK
-            except Exception as error:  # noqa: BLE001 -- the edge: whatever it is, the caller gets a status
-                code, reason = code_and_reason(error)
-                status = status_of(error, REQUEST_ID.get())
-                if code is grpc.StatusCode.INTERNAL:
-                    _log.exception("%s failed", method)
-            finally:
-                if code is grpc.StatusCode.CANCELLED and _is_late(context):
-                    code = grpc.StatusCode.DEADLINE_EXCEEDED
-                self._record(method, code, reason, time.perf_counter() - began, span)
-            if status is not None:
-                await abort(context, status)
+            self._refuse_if_draining()
+            most = MAX_MESSAGE_BYTES if method.endswith("LoadVector") else MAX_REQUEST_BYTES
+            request = decoded(data, handler.request_deserializer, most)
+            _adopt_request_id(request)
+            yield request
+
+    def _refuse_if_draining(self) -> None:
+        if self._draining:
+            raise DrainingError
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -168,13 +192,23 @@ class Guard(grpc.aio.ServerInterceptor):
     def _record(
         self, method: str, code: grpc.StatusCode, reason: str, seconds: float, span: CallSpan | None
     ) -> None:
-        self._metrics.call(method, code.name, seconds)
+        self._metrics.call(method, code.name, seconds, reason)
         outcome = f"{code.name} {reason}".rstrip()
         facts = {"method": method, "code": code.name, "reason": reason, "seconds": round(seconds, 6)}
         notes = {name: fact for name, fact in {**facts, **(NOTES.get() or {})}.items() if fact != ""}
         _log.info("%s %s %.3f s", method, outcome, seconds, extra={"notes": notes})
         if span is not None:
             span.end({**notes, "request_id": REQUEST_ID.get()})
+
+
+def _refusing(error: ServerError) -> Handler:
+    """A handler that ends its call with an error."""
+    status = status_of(error, uuid.uuid4().hex)
+
+    async def refuse(_requests: object, context: Context) -> None:
+        await abort(context, status)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _certificate_name(context: Context) -> str:
@@ -186,19 +220,6 @@ def _certificate_name(context: Context) -> str:
 def _is_late(context: Context) -> bool:
     left: float | None = context.time_remaining()
     return left is not None and left <= 0
-
-
-def _decoded(data: bytes, decode: Callable[[bytes], Message], most: int) -> Message:
-    if len(data) > most:  # protobuf takes seconds, and no other call is answered then
-        raise InvalidRequestError(
-            [Violation("", f"the request has {len(data)} bytes; at most {most} are read")]
-        )
-    try:
-        return decode(data)
-    except DecodeError:
-        raise InvalidRequestError(
-            [Violation("", "the request is not a protobuf message of this method")]
-        ) from None
 
 
 def _adopt_request_id(request: Message) -> None:

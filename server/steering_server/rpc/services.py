@@ -21,6 +21,7 @@ from steering_server.metrics import Metrics
 from steering_server.rpc.backlog import Backlog
 from steering_server.rpc.generation import GenerationServicer
 from steering_server.rpc.model import ModelServicer
+from steering_server.rpc.turns import Turns
 from steering_server.rpc.vectors import VectorServicer
 from steering_spec import ServerStats, SteeringSpec
 
@@ -30,6 +31,7 @@ def add_services(
     model: SteeredModel,
     config: ServerConfig,
     backlog: Backlog,
+    turns: Turns,
     metrics: Metrics,
     default_steering: SteeringSpec | None,
     stats: Callable[[], ServerStats],
@@ -38,6 +40,7 @@ def add_services(
     generation = GenerationServicer(
         model,
         backlog,
+        turns,
         metrics,
         stream_buffer=config.stream_buffer,
         default_steering=default_steering,

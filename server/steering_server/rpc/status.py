@@ -25,6 +25,7 @@ from steering_engine.errors import (
     VectorTableFullError,
 )
 from steering_server.errors import (
+    ConnectionFullError,
     DrainingError,
     MissingScopeError,
     NoTokenError,
@@ -58,6 +59,7 @@ STATUS: dict[type[Exception] | ViolationKind, tuple[grpc.StatusCode, str]] = {
     UnknownTokenError: (Code.UNAUTHENTICATED, "UNKNOWN_TOKEN"),
     MissingScopeError: (Code.PERMISSION_DENIED, "MISSING_SCOPE"),
     QueueFullError: (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+    ConnectionFullError: (Code.RESOURCE_EXHAUSTED, "CONNECTION_FULL"),
     ResponseTooLargeError: (Code.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE"),
     SlowReaderError: (Code.RESOURCE_EXHAUSTED, "SLOW_READER"),
     DrainingError: (Code.UNAVAILABLE, "DRAINING"),

@@ -107,7 +107,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
                 page_size=PAGE_TOKENS,
                 num_blocks=limits.cache_pages,
                 max_batch_tokens=limits.max_batch_tokens,
-                max_requests_per_batch=min(limits.max_concurrent_requests, limits.max_batch_tokens),
+                max_requests_per_batch=limits.batch_requests,
                 use_async_batching=False,
                 cpu_offload_space=choices.offload_gib(loaded, limits),
                 use_cuda_graph=choices.graph_rows(loaded, limits) > 0,
