@@ -11,20 +11,23 @@ from steering_spec.steering import SteeringSpec
 class FinishReason(Enum):
     """Why decoding ended.
 
-    STOP_SEQUENCE also says, of a rollout, that its caller had seen enough (`until` of an engine's request).
+    STOP_SEQUENCE also says, of a rollout, that its caller had seen enough (`until` of an engine's request). UNKNOWN is
+    a reason that only newer servers give.
     """
 
     EOS = "eos"
     STOP_SEQUENCE = "stop_sequence"
     LENGTH = "length"
+    UNKNOWN = "unknown"
 
 
 class TriggerKind(Enum):
-    """What a rule waited for before it acted."""
+    """What a rule waited for before it acted; UNKNOWN is something that only newer servers know."""
 
     CONTEXT = "context"
     PROBE = "probe"
     SIMILARITY = "similarity"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,8 @@ class Completion:
         usage: Counts and times.
         seed: The seed that this completion was drawn with.
         request_id: The request's id.
-        applied_steering: The steering as applied, every vector with its digest; None when unsteered.
+        applied_steering: The steering as applied, every vector with its digest; None when unsteered, and of newer
+            servers also where it is made of something that this version has no type for.
         acts: The steering acts; empty unless the request asked for a trace.
         index: Which of the request's completions this is.
     """

@@ -44,6 +44,36 @@ def test_a_deadline_frees_the_row(channel: grpc.Channel, live: LiveServer) -> No
     live.wait_idle()
 
 
+def test_a_request_that_ends_in_the_queue_never_runs_and_gives_its_place_back(model_folder: Path) -> None:
+    settings = {"max_concurrent": 1, "max_queued": 4, "max_queued_per_connection": 4, "metrics_port": 0}
+    with LiveServer(model_folder, **settings) as server, server.channel() as channel:
+
+        def told(name: str) -> float:
+            return server.metrics()[f"steering_{name}_requests"]
+
+        stub, whole = Stub(channel), generation_pb2.GenerateRequest(spec=LONG)
+        long = generation_pb2.StreamGenerateRequest(spec=LONG)
+        running = stub.StreamGenerate(long)
+        next(running)
+        ready = stub.StreamGenerate(long)  # stands before the row in the engine itself
+        wait_until(lambda: server.stats().waiting_requests == 1)
+        cancelled = stub.Generate.future(whole)
+        wait_until(lambda: told("unfinished") == 3)
+        assert told("waiting") == 2
+        late = stub.Generate.future(whole, timeout=0.2)
+        with pytest.raises(grpc.RpcError) as caught:
+            late.result()
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        cancelled.cancel()
+        wait_until(lambda: told("unfinished") == 2)
+        assert told("waiting") == 1
+        assert server.stats().waiting_requests == 1
+        ready.cancel()
+        running.cancel()
+        server.wait_idle()
+        assert stub.Generate(generation_pb2.GenerateRequest(spec=SHORT)).results
+
+
 def test_a_closed_connection_frees_the_row(live: LiveServer) -> None:
     with live.channel(("grpc.use_local_subchannel_pool", 1)) as channel:
         next(Stub(channel).StreamGenerate(generation_pb2.StreamGenerateRequest(spec=LONG)))

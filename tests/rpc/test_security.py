@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -90,6 +91,24 @@ async def test_the_asyncio_client_has_the_same_names(guarded: Guarded) -> None:
     async with AsyncClient(guarded.server.address, tls=tls, token=UNKNOWN) as client:
         with pytest.raises(UnauthenticatedError):
             await client.model()
+
+
+@pytest.mark.parametrize("method", ["ModelService/GetModel", "GenerationService/StreamGenerate"])
+def test_who_has_no_token_is_refused_before_the_request_is_read(guarded: Guarded, method: str) -> None:
+    never = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        never.wait()
+        yield b""
+
+    with guarded.channel() as channel:
+        call = channel.stream_stream(f"/steering.v1.{method}")
+        try:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call(requests(), timeout=60))
+        finally:
+            never.set()
+    assert failure(caught.value).reason == "NO_TOKEN"
 
 
 @pytest.mark.parametrize(("token", "reason"), [(None, "NO_TOKEN"), (UNKNOWN, "UNKNOWN_TOKEN")])

@@ -59,7 +59,7 @@ acts = st.builds(
     count,
     tuples(count),
     step=count,
-    trigger=st.none() | st.sampled_from(TriggerKind),
+    trigger=st.none() | st.sampled_from([kind for kind in TriggerKind if kind is not TriggerKind.UNKNOWN]),
     score=st.none() | float64,
 ) | st.builds(SteeringAct, count, tuples(count), prompt_position=count)
 tokens = st.builds(Token, count, float32, tuples(st.builds(TokenLogprob, count, float32)))
@@ -103,6 +103,17 @@ def test_a_delta_survives_the_wire_beside_its_acts(
 ) -> None:
     delta = StreamDelta(words, new, done, index)
     assert delta_from_proto(delta_to_proto(delta), done) == delta
+
+
+def test_what_only_a_newer_server_knows_is_read_as_unknown() -> None:
+    message = generation_pb2.GenerateResult(text="done", finish_reason=99)  # type: ignore[arg-type]
+    message.steering_events.add(trigger=98)  # type: ignore[arg-type]
+    message.applied_steering.rules.add(vector="vectors/calm").operation.SetInParent()
+    read = completion_from_proto(generation_pb2.GenerateResult.FromString(message.SerializeToString()))
+    assert read.finish_reason is FinishReason.UNKNOWN
+    assert [act.trigger for act in read.acts] == [TriggerKind.UNKNOWN]
+    assert read.applied_steering is None
+    assert read.text == "done"
 
 
 def test_a_model_survives_the_wire() -> None:

@@ -17,13 +17,18 @@ from steering_spec.completion import (
     TriggerKind,
     Usage,
 )
-from steering_spec.convert.steering import steering_from_proto, steering_to_proto
+from steering_spec.convert.steering import read_steering, steering_to_proto
+from steering_spec.steering import SteeringSpec
+from steering_spec.violation import Violation
 
 _REASONS = {
     FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
     FinishReason.STOP_SEQUENCE: generation_pb2.FINISH_REASON_STOP_SEQUENCE,
     FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
 }
+# What this version has no name for comes from newer servers, and is written back as unspecified.
+_UNSPECIFIED_REASON = generation_pb2.FINISH_REASON_UNSPECIFIED
+_UNSPECIFIED_TRIGGER = generation_pb2.TRIGGER_KIND_UNSPECIFIED
 _REASONS_BACK = {number: reason for reason, number in _REASONS.items()}
 _TRIGGERS = {
     None: generation_pb2.TRIGGER_KIND_UNSPECIFIED,
@@ -57,7 +62,7 @@ def act_to_proto(act: SteeringAct, completion_index: int) -> generation_pb2.Stee
     message = generation_pb2.SteeringEvent(
         rule_index=act.rule_index,
         layers=act.layers,
-        trigger=_TRIGGERS[act.trigger],
+        trigger=_TRIGGERS.get(act.trigger, _UNSPECIFIED_TRIGGER),
         score=act.score,
         completion_index=completion_index,
     )
@@ -76,7 +81,7 @@ def act_from_proto(message: generation_pb2.SteeringEvent) -> SteeringAct:
         layers=tuple(message.layers),
         step=message.step if place == "step" else None,
         prompt_position=message.prompt_position if place == "prompt_position" else None,
-        trigger=_TRIGGERS_BACK[message.trigger],
+        trigger=_TRIGGERS_BACK.get(message.trigger, TriggerKind.UNKNOWN),
         score=message.score if message.HasField("score") else None,
     )
 
@@ -103,7 +108,7 @@ def completion_to_proto(completion: Completion) -> generation_pb2.GenerateResult
     message = generation_pb2.GenerateResult(
         text=completion.text,
         tokens=[token_to_proto(token) for token in completion.tokens],
-        finish_reason=_REASONS[completion.finish_reason],
+        finish_reason=_REASONS.get(completion.finish_reason, _UNSPECIFIED_REASON),
         usage=generation_pb2.Usage(
             prompt_token_count=usage.prompt_tokens,
             generated_token_count=usage.generated_tokens,
@@ -133,7 +138,7 @@ def completion_from_proto(message: generation_pb2.GenerateResult) -> Completion:
     return Completion(
         text=message.text,
         tokens=tuple(map(token_from_proto, message.tokens)),
-        finish_reason=_REASONS_BACK[message.finish_reason],
+        finish_reason=_REASONS_BACK.get(message.finish_reason, FinishReason.UNKNOWN),
         usage=Usage(
             prompt_tokens=usage.prompt_token_count,
             generated_tokens=usage.generated_token_count,
@@ -143,9 +148,15 @@ def completion_from_proto(message: generation_pb2.GenerateResult) -> Completion:
         ),
         seed=message.seed,
         request_id=message.request_id,
-        applied_steering=(
-            steering_from_proto(message.applied_steering) if message.HasField("applied_steering") else None
-        ),
+        applied_steering=_applied_steering(message),
         acts=tuple(act_from_proto(act) for act in message.steering_events),
         index=message.completion_index,
     )
+
+
+def _applied_steering(message: generation_pb2.GenerateResult) -> SteeringSpec | None:
+    if not message.HasField("applied_steering"):
+        return None
+    faults: list[Violation] = []
+    steering = read_steering(message.applied_steering, faults)
+    return None if faults else steering
