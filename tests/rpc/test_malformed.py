@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -88,7 +89,12 @@ class Fuzzed:
             done = client.generate(
                 "two plus two", sampling=sampling, steering=SteeringRule("pivot"), timeout=60
             )
-            return [client.model(timeout=60), client.vectors(timeout=60), done.text, done.tokens]
+            # A vector is given back at the step after its request's last one; if it never were, this would time out.
+            vectors = client.list_vectors(timeout=60)
+            while any(one.running_requests for one in vectors):
+                time.sleep(0.01)
+                vectors = client.list_vectors(timeout=60)
+            return [client.model(timeout=60), vectors, done.text, done.tokens]
 
     def close(self) -> None:
         async def close() -> None:

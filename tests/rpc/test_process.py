@@ -60,7 +60,7 @@ def seen_through(address: str) -> tuple[list[VectorInfo], str]:
     sampling = SamplingParams(temperature=0, max_tokens=16)
     with Client(address) as client:
         done = client.generate("two plus two", sampling=sampling, steering=SteeringRule("calm"))
-        return client.vectors(), done.text
+        return client.list_vectors(), done.text
 
 
 def test_a_killed_server_comes_back_with_its_vectors_and_one_that_is_told_to_stop_finishes_what_it_has_accepted(
