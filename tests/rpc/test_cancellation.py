@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from steering.v1 import generation_pb2, generation_pb2_grpc, steering_pb2
+from steering.v1 import generation_pb2, generation_pb2_grpc, steering_pb2, vector_pb2, vector_pb2_grpc
 from tests.support.server import LiveServer, wait_until
 from tests.support.statuses import failure
 
@@ -44,14 +44,24 @@ def test_a_deadline_frees_the_row(channel: grpc.Channel, live: LiveServer) -> No
     live.wait_idle()
 
 
-def test_a_request_that_ends_in_the_queue_never_runs_and_gives_its_place_back(model_folder: Path) -> None:
+def test_a_request_that_ends_in_the_queue_never_runs_and_gives_back_what_it_had(
+    model_folder: Path, vector_folder: Path
+) -> None:
     settings = {"max_concurrent": 1, "max_queued": 4, "max_queued_per_connection": 4, "metrics_port": 0}
-    with LiveServer(model_folder, **settings) as server, server.channel() as channel:
+    rule = steering_pb2.SteeringRule(vector="vectors/pivot")
+    with LiveServer(model_folder, vectors=vector_folder, **settings) as server, server.channel() as channel:
+
+        def users() -> int:
+            vectors = vector_pb2_grpc.VectorServiceStub(channel)
+            return vectors.GetVector(
+                vector_pb2.GetVectorRequest(name=rule.vector)
+            ).vector.running_request_count
 
         def told(name: str) -> float:
             return server.metrics()[f"steering_{name}_requests"]
 
         stub, whole = Stub(channel), generation_pb2.GenerateRequest(spec=LONG)
+        whole.spec.steering.rules.append(rule)
         long = generation_pb2.StreamGenerateRequest(spec=LONG)
         running = stub.StreamGenerate(long)
         next(running)
@@ -60,6 +70,7 @@ def test_a_request_that_ends_in_the_queue_never_runs_and_gives_its_place_back(mo
         cancelled = stub.Generate.future(whole)
         wait_until(lambda: told("unfinished") == 3)
         assert told("waiting") == 2
+        assert users() == 1
         late = stub.Generate.future(whole, timeout=0.2)
         with pytest.raises(grpc.RpcError) as caught:
             late.result()
@@ -67,6 +78,7 @@ def test_a_request_that_ends_in_the_queue_never_runs_and_gives_its_place_back(mo
         cancelled.cancel()
         wait_until(lambda: told("unfinished") == 2)
         assert told("waiting") == 1
+        assert users() == 0
         assert server.stats().waiting_requests == 1
         ready.cancel()
         running.cancel()
