@@ -46,14 +46,15 @@ def push(
         raise InteropError(str(run), [f"unknown export {what!r}; expected {', '.join(WHAT)}"])
     folder = RunFolder(run)
     target = out or run / "push" / what
+    source = vectors or folder.vectors
     with folder.read() as ledger:
         folder.require_pivots()
         made: PushFolder
         if what in TABLE_LAYOUTS:
             table = laid_out(what, folder, ledger, vectors, codelion_version, pattern)
-            made = dataset_folder(target, what, table, ledger, tokenizer_of(ledger), licence)
+            decode = tokenizer_of(ledger)
+            made = dataset_folder(target, what, table, ledger, decode, licence, [source])
         else:
-            source = vectors or folder.vectors
             is_gguf = what == "gguf"
             made = vectors_folder(target, source, ledger, licence, as_gguf=is_gguf, with_block_0=with_block_0)
     address = None if dry_run else upload(made, repository, private=private)

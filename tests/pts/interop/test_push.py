@@ -15,6 +15,7 @@ from steering_engine.vectors.file import load_vector
 from steering_engine.vectors.schema import HeldOutLift
 from steering_pts.cli.run import RunFolder
 from steering_pts.interop.hub.card import _cell
+from steering_pts.interop.hub.replacing import MANIFEST
 from tests.support.hub_server import FakeHub, fake_hub
 from tests.support.pts import Ended, run_pts
 from tests.support.vectors import save_random_vector
@@ -81,7 +82,7 @@ def test_control_vectors_are_pushed_with_a_warning(
     )
 
     assert ended.code == 0, ended.err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "calm.gguf"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [MANIFEST, "README.md", "calm.gguf"]
     assert "This format has no place for *when* to act" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
@@ -147,18 +148,87 @@ def test_a_server_that_is_not_there_is_told_in_one_sentence(tmp_path: Path) -> N
     assert "\n" not in said
 
 
-def test_a_folder_is_written_anew_but_never_one_with_other_files(
-    finished_run: RunFolder, tmp_path: Path
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_a_folder_is_written_anew(finished_run: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert push(finished_run, out, "--what", "trl-dpo", "--dry-run").code == 0
+    first = contents(out)
+
+    assert push(finished_run, out, "--what", "codelion-pts", "--dry-run").code == 0
+
+    assert contents(out).keys() == first.keys()
+    assert contents(out)["data/train.jsonl"] != first["data/train.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
+
+
+@pytest.mark.parametrize(
+    ("name", "written_before"),
+    [("README.md", False), ("data/train.jsonl", False), ("README.md", True), ("data/mine.txt", True)],
+)
+def test_a_folder_with_somebody_elses_files_is_left_as_it_is(
+    finished_run: RunFolder, tmp_path: Path, name: str, written_before: bool
 ) -> None:
-    options = ("--what", "trl-dpo", "--dry-run")
-    assert push(finished_run, tmp_path / "out", *options).code == 0
-    assert push(finished_run, tmp_path / "out", *options).code == 0
-    (tmp_path / "out" / "diary.txt").write_text("mine", encoding="utf-8")
+    out = tmp_path / "out"
+    if written_before:
+        assert push(finished_run, out, "--what", "trl-dpo", "--dry-run").code == 0
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text("mine", encoding="utf-8")
+    before = contents(out)
 
-    ended = push(finished_run, tmp_path / "out", *options)
+    ended = push(finished_run, out, "--what", "trl-dpo", "--dry-run")
 
-    assert "it holds 'diary.txt', which would be uploaded too; name another folder" in ended.error()
-    assert (tmp_path / "out" / "diary.txt").exists()
+    is_changed = written_before and name == "README.md"
+    said = "was changed since `pts push` wrote it" if is_changed else "which `pts push` did not write"
+    assert f"{name!r}" in ended.error()
+    assert said in ended.error()
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize(
+    ("what", "place"), [("vectors", "v"), ("gguf", "v"), ("vectors", "."), ("vectors", "v/in")]
+)
+def test_vectors_are_never_written_over_by_their_own_export(
+    finished_run: RunFolder, model: SteeredModel, tmp_path: Path, what: str, place: str
+) -> None:
+    save_random_vector(tmp_path / "v", model.loaded, "calm", [1])
+    before = contents(tmp_path)
+    options = ("--what", what, "--vectors", str(tmp_path / "v"), "--dry-run")
+
+    ended = push(finished_run, tmp_path / place, *options)
+
+    assert f"it overlaps {tmp_path / 'v'}, which is read" in ended.error()
+    assert contents(tmp_path) == before
+
+
+def test_an_export_that_fails_leaves_the_folder_as_it_was(
+    finished_run: RunFolder, model: SteeredModel, tmp_path: Path
+) -> None:
+    save_random_vector(tmp_path / "v", model.loaded, "calm", [1], model_id="no model")
+    out = tmp_path / "out"
+    assert push(finished_run, out, "--vectors", str(tmp_path / "v"), "--dry-run").code == 0
+    before = contents(tmp_path)
+
+    ended = push(finished_run, out, "--what", "gguf", "--vectors", str(tmp_path / "v"), "--dry-run")
+
+    assert "pass --model-hint" in ended.error()
+    assert contents(tmp_path) == before
+
+
+def test_one_vector_file_is_pushed_alone(
+    finished_run: RunFolder, ending_folder: Path, model: SteeredModel, tmp_path: Path
+) -> None:
+    path = save_random_vector(tmp_path / "v", model.loaded, "calm", [1], model_id=str(ending_folder))
+
+    ended = push(finished_run, tmp_path / "out", "--what", "gguf", "--vectors", str(path), "--dry-run")
+
+    assert ended.code == 0, ended.err
+    assert contents(tmp_path / "out").keys() == {MANIFEST, "README.md", "calm.gguf"}
 
 
 @pytest.mark.parametrize(

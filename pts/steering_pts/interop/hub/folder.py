@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Final
 
 from steering_engine.vectors.schema import SteeringVector
-from steering_pts.errors import InteropError
 from steering_pts.export import RowTable, lines_of
 from steering_pts.interop.exports import vector_files, write_control_vectors
 from steering_pts.interop.hub.card import dataset_card, model_card
+from steering_pts.interop.hub.replacing import replacing_folder
 from steering_pts.interop.hub.upload import PushFolder
 from steering_pts.ledger import LedgerReader
 from steering_pts.ledger.export import write_atomically
 
 DATA_FILE: Final = "data/train.jsonl"
 CARD: Final = "README.md"
-_OWN: Final = (CARD, "data", "*.safetensors", "*.gguf")
 _WHAT: Final = {
     "codelion-pts": (
         "Each row is a pivotal token, in the layout of codelion/pts; what that has no field for is under `metadata`."
@@ -48,21 +47,31 @@ def dataset_folder(
     ledger: LedgerReader,
     decode: Callable[[Sequence[int]], str],
     licence: str,
+    sources: Sequence[Path] = (),
 ) -> PushFolder:
     """Writes a table of a run with its card.
 
+    Args:
+        path: The folder; see `replacing_folder` for what it may hold.
+        what: The layout.
+        table: The rows.
+        ledger: The run.
+        decode: Turns its ids into text, special tokens included.
+        licence: SPDX identifier.
+        sources: Files and folders that the folder must lie apart from.
+
     Raises:
         LedgerError: It can't be written.
-        InteropError: The folder can't be made.
+        InteropError: The folder can't be made, or holds what was not written so.
     """
-    _clear(path)
-    _make(path / "data")
-    lines = list(lines_of(table, "jsonl"))
-    write_atomically(path / DATA_FILE, lines)
-    card = dataset_card(
-        ledger, decode, what=_WHAT[what], data_file=DATA_FILE, rows=len(lines), licence=licence
-    )
-    write_atomically(path / CARD, card.splitlines())
+    with replacing_folder(path, sources) as new:
+        (new / DATA_FILE).parent.mkdir()
+        lines = list(lines_of(table, "jsonl"))
+        write_atomically(new / DATA_FILE, lines)
+        card = dataset_card(
+            ledger, decode, what=_WHAT[what], data_file=DATA_FILE, rows=len(lines), licence=licence
+        )
+        write_atomically(new / CARD, card.splitlines())
     return PushFolder(path, "dataset")
 
 
@@ -77,49 +86,31 @@ def vectors_folder(
 ) -> PushFolder:
     """Copies vector files, or writes them as control vectors, with their card.
 
+    Args:
+        path: The folder; see `replacing_folder` for what it may hold.
+        vectors: A vector file, or a folder of them.
+        ledger: The run.
+        licence: SPDX identifier.
+        as_gguf: As control vectors.
+        with_block_0: Keep block 0 of control vectors, which llama.cpp can't read.
+
     Raises:
-        InteropError: There are none, or they don't fit the format.
+        InteropError: There are none, or they don't fit the format; the folder can't be made, or holds what was not
+            written so.
         LedgerError: A file can't be written.
     """
-    files = vector_files(vectors)
-    _clear(path)
-    _make(path)
-    if as_gguf:
-        written = write_control_vectors(vectors, path, with_block_0=with_block_0)
-        names = {file.stem: file for file in written}
-        listed: list[tuple[Path, SteeringVector]] = [(names[file.stem], vector) for file, vector in files]
-    else:
-        for file, _ in files:
-            shutil.copyfile(file, path / file.name)
-        listed = files
-    what = _WHAT["gguf" if as_gguf else "vectors"]
-    card = model_card(ledger, listed, what=what, licence=licence, has_triggers=not as_gguf)
-    write_atomically(path / CARD, card.splitlines())
-    return PushFolder(path, "model")
-
-
-def _make(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InteropError(str(path), [f"this folder can't be made: {error.strerror}"]) from error
-
-
-def _clear(path: Path) -> None:
-    """Removes what an earlier push has written; a folder that holds anything else is refused.
-
-    Raises:
-        InteropError: It holds something else, which would be uploaded too.
-    """
-    if not path.exists():
-        return
-    own = {file for pattern in _OWN for file in path.glob(pattern)}
-    if strange := sorted(entry.name for entry in set(path.iterdir()) - own):
-        raise InteropError(
-            str(path), [f"it holds {strange[0]!r:.60}, which would be uploaded too; name another folder"]
-        )
-    for entry in own:
-        if entry.is_dir():
-            shutil.rmtree(entry)
+    with replacing_folder(path, [vectors]) as new:
+        files = vector_files(vectors)
+        if as_gguf:
+            out = new if vectors.is_dir() else new / f"{vectors.stem}.gguf"
+            written = write_control_vectors(vectors, out, with_block_0=with_block_0)
+            names = {file.stem: file for file in written}
+            listed: list[tuple[Path, SteeringVector]] = [(names[file.stem], vector) for file, vector in files]
         else:
-            entry.unlink()
+            for file, _ in files:
+                shutil.copyfile(file, new / file.name)
+            listed = files
+        what = _WHAT["gguf" if as_gguf else "vectors"]
+        card = model_card(ledger, listed, what=what, licence=licence, has_triggers=not as_gguf)
+        write_atomically(new / CARD, card.splitlines())
+    return PushFolder(path, "model")

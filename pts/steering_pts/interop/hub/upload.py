@@ -10,6 +10,7 @@ from typing import Final, Literal
 from huggingface_hub import HfApi
 
 from steering_pts.errors import InteropError
+from steering_pts.interop.hub.replacing import MANIFEST
 
 Kind = Literal["dataset", "model"]
 REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -63,6 +64,7 @@ def upload(folder: PushFolder, repository: str, *, private: bool) -> str:
             folder_path=folder.path,
             repo_type=folder.kind,
             commit_message="Upload by pts push",
+            ignore_patterns=[MANIFEST],
         )
     except (
         Exception
