@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from steering_engine.blocks import find_blocks
 from steering_engine.loading import LoadedModel
 from steering_engine.model import SteeredModel
 from steering_pts.errors import MethodError
+from steering_pts.vectors.building import made_of
 from steering_pts.vectors.events import PivotEvent, problem_folds, problem_halves
 from steering_pts.vectors.methods import (
     METHODS,
@@ -308,3 +310,20 @@ def test_what_has_no_halves_has_no_reliability(model: SteeredModel) -> None:
     assert split_half_cosine(METHODS["paired_difference"], of_one_problem) is None
     assert METHODS["context_difference"](one_sided).any()
     assert split_half_cosine(METHODS["context_difference"], one_sided) is None
+
+
+@pytest.mark.parametrize(("length", "is_found"), [(2e-6, False), (0.0, False), (2e-3, True)])
+def test_what_rounding_makes_of_equal_states_is_no_direction(
+    model: SteeredModel, length: float, is_found: bool
+) -> None:
+    whole = material(model, [event((1, 2), problem=name) for name in "abab"])
+
+    def method(part: Material) -> torch.Tensor:
+        return length * torch.eye(4)[len({one.problem_id for one in part.events})]
+
+    found = made_of(method, whole)
+
+    assert (found is not None) is is_found
+    assert (split_half_cosine(method, whole) is not None) is is_found
+    longer = dataclasses.replace(whole, residual_norm=1e4)
+    assert made_of(method, longer) is None, "it is the states' own length that rounding goes by"

@@ -17,7 +17,7 @@ from steering_pts.ledger import LedgerReader
 from steering_pts.settings import JsonValue
 from steering_pts.vectors.centroids import centroids_of
 from steering_pts.vectors.events import EventGroup
-from steering_pts.vectors.methods import METHODS, Material, split_half_cosine
+from steering_pts.vectors.methods import METHODS, Material, Method, is_direction, split_half_cosine
 from steering_pts.vectors.probes import probes_of
 from steering_pts.vectors.recording import Recording
 from steering_pts.vectors.step_states import learn_from
@@ -119,23 +119,18 @@ class VectorMaker:
     triggers: Triggers
 
     def make(self, method: str, blocks: Sequence[int]) -> dict[int, Made]:
-        """What a method makes at each block; blocks where it comes out as zero are left out.
+        """What a method makes at each block; blocks where it makes no direction are left out.
 
         Raises:
-            MethodError: The decisions don't have what the method needs, or it came out as zero at every block.
+            MethodError: The decisions don't have what the method needs, or it makes no direction at any block.
         """
         found = {}
         for block in blocks:
-            material = self._material(block)
-            vector = METHODS[method](material)
-            norm = float(vector.double().norm())
-            if norm > 0:
-                reliability = split_half_cosine(METHODS[method], material)
-                found[block] = Made(
-                    (vector.double() / norm).float(), norm, material.residual_norm, reliability
-                )
+            made = made_of(METHODS[method], self._material(block))
+            if made is not None:
+                found[block] = made
         if not found:
-            raise MethodError(f"{method}: the direction came out as zero")
+            raise MethodError(f"{method}: the direction came out as zero, up to rounding")
         return found
 
     def _material(self, block: int) -> Material:
@@ -144,6 +139,20 @@ class VectorMaker:
         )
         norm = self.recording.residual_norm(block)
         return Material(self.loaded, self.group.events, block, prefix, chosen, rejected, norm)
+
+
+def made_of(method: Method, material: Material) -> Made | None:
+    """What a method makes of the states at one block; None where that is no direction.
+
+    Raises:
+        MethodError: The decisions don't have what the method needs.
+    """
+    vector = method(material).double()
+    if not is_direction(vector, material.residual_norm):
+        return None
+    norm = float(vector.norm())
+    reliability = split_half_cosine(method, material)
+    return Made((vector / norm).float(), norm, material.residual_norm, reliability)
 
 
 def to_vector(
