@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from steering_engine.loading import LoadedModel, load_model
 from steering_engine.vectors.file import save_vector
 from steering_pts.inspection.facts import facts_of
 from steering_pts.inspection.lens import final_norm, lens_scores, nearest_tokens
+from steering_spec.limits import MAX_VECTOR_FILE_BYTES
 from tests.support.models import save_tiny_model, tiny_model
 from tests.support.pts import run_pts
 from tests.support.vector_files import full_vector
@@ -188,7 +191,7 @@ def test_a_large_file_stays_readable(tiny: LoadedModel, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_another_model_is_told(file: Path, family: str, tmp_path: Path) -> None:
-    size = {"hidden_size": 64} if family == "llama" else {"intermediate_size": 96}
+    size: dict[str, Any] = {"hidden_size": 64} if family == "llama" else {"intermediate_size": 96}
     other = save_tiny_model(tmp_path / "other", family, **size)
 
     ended = run_pts("inspect", str(file), "--model", str(other))
@@ -215,3 +218,51 @@ def test_what_is_no_vector_file_is_one_clear_error(file: Path, tmp_path: Path) -
     broken.write_bytes(file.read_bytes()[:-4])
     assert run_pts("inspect", str(broken)).error().startswith(f"{broken}: not a sound safetensors file")
     assert "no model folder" in run_pts("inspect", str(file), "--model", str(tmp_path)).error()
+
+
+@pytest.mark.parametrize("name", ["m" * 5000, "m/" * 2500, "a\x00b"])
+def test_a_model_may_have_a_name_that_no_file_can_have(tiny: LoadedModel, tmp_path: Path, name: str) -> None:
+    path = save_random_vector(tmp_path, tiny, "named", [1], model_id=name)
+
+    (note,) = json.loads(run_pts("inspect", str(path), "--json").out)["notes"]
+
+    assert f"{name[:79]}… is not on this machine" in note or f"{name} is not on this machine" in note
+    assert len(note) < 250
+
+
+def test_json_has_null_where_a_number_is_not_finite(tiny: LoadedModel, tmp_path: Path) -> None:
+    numbers = {"calibrated_strength": {1: 1e300}, "residual_norm": {1: 1e-300}}
+    path = save_random_vector(
+        tmp_path, tiny, "far", [1], discovery_settings={"a": float("nan"), "b": 1.5}, **numbers
+    )
+
+    found = json.loads(run_pts("inspect", str(path), "--no-model", "--json").out)
+
+    assert found["blocks"][0] | {"reliability": 0} == {
+        "block": 1,
+        "strength": 1e300,
+        "residual_norm": 1e-300,
+        "relative": None,
+        "reliability": 0,
+    }
+    assert found["metadata"]["discovery_settings"] == {"a": None, "b": 1.5}
+
+
+def test_only_files_of_a_vectors_size_are_read(tmp_path: Path) -> None:
+    large = tmp_path / "large.safetensors"
+    with large.open("wb") as file:
+        file.truncate(1 << 40)  # a hole, which takes no place on the disk
+
+    assert run_pts("inspect", "/dev/zero").error() == "/dev/zero: not a regular file"
+    assert run_pts("inspect", str(large)).error() == (
+        f"{large}: {1 << 40} bytes; at most {MAX_VECTOR_FILE_BYTES} are allowed"
+    )
+
+
+def test_recorded_states_are_told_from_vectors(tmp_path: Path) -> None:
+    path = tmp_path / "activations.safetensors"
+    save_file({"resid.0.prefix": torch.zeros(2, 4)}, path, metadata={"schema": "steering.activations/1"})
+
+    assert run_pts("inspect", str(path)).error() == (
+        f"{path} holds recorded states (steering.activations/1), no vectors; `pts vectors RUN` makes vectors of them"
+    )

@@ -15,7 +15,7 @@ import torch
 
 from steering_client.errors import SteeringError
 from steering_engine.errors import VectorFileError
-from steering_engine.vectors.file import encode_vector, parse_vector
+from steering_engine.vectors.file import encode_vector, parse_vector, read_vector_file
 from steering_engine.vectors.schema import RecommendedTrigger, SteeringVector
 from steering_pts.concurrency import map_concurrently
 from steering_pts.credentials import Credentials
@@ -105,10 +105,10 @@ def read_vectors(
     vectors: dict[str, ServedVector] = {}
     for path in _files(paths, faults):
         try:
-            data = path.read_bytes()
+            data = read_vector_file(path)
             vector = parse_vector(data, str(path))
         except VectorFileError as error:
-            faults.append(str(error))
+            faults.append(f"{path}: " + "; ".join(error.problems))
             continue
         except OSError as error:
             faults.append(f"{path} can't be read: {error.strerror}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from steering_engine.errors import ModelError, VectorFileError
 from steering_engine.loading import LoadedModel
@@ -16,6 +19,7 @@ from steering_pts.errors import InspectionError
 from steering_pts.inspection.facts import VectorFacts, facts_of, metadata_rows
 from steering_pts.inspection.lens import Neighbours, nearest_tokens
 from steering_pts.inspection.model import differences, load_named, load_own
+from steering_pts.vectors.recording import SCHEMA as STATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +68,9 @@ class Inspection:
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Everything as JSON values; a number that is not finite, which JSON has no word for, is null."""
         nearest = self.nearest
-        return {
+        values: dict[str, Any] = {
             "path": str(self.path),
             "sha256": self.vector.sha256,
             "metadata": metadata_rows(self.vector),
@@ -77,6 +81,19 @@ class Inspection:
             else {str(block): dataclasses.asdict(tokens) for block, tokens in nearest.items()},
             "notes": list(self.notes),
         }
+        return {name: _finite(value) for name, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {name: _finite(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_finite(part) for part in value]
+        case _:
+            return value
 
 
 def inspect_file(path: Path, options: InspectOptions) -> Inspection:
@@ -102,18 +119,31 @@ def inspect_file(path: Path, options: InspectOptions) -> Inspection:
 
 def _read(path: Path) -> SteeringVector:
     try:
+        if path.is_dir():
+            files = len(list(path.glob("*.safetensors")))
+            raise InspectionError(f"{path} is a folder; name one of its {files} vector files (*.safetensors)")
         return load_vector(path)
     except FileNotFoundError:
         raise InspectionError(f"{path}: no such file; `pts vectors` writes vector files") from None
-    except IsADirectoryError:
-        files = len(list(path.glob("*.safetensors")))
-        raise InspectionError(
-            f"{path} is a folder; name one of its {files} vector files (*.safetensors)"
-        ) from None
     except OSError as error:
         raise InspectionError(f"{path} can't be read: {error.strerror}") from error
     except VectorFileError as error:
+        if _holds_states(path):
+            raise InspectionError(
+                f"{path} holds recorded states ({STATES}), no vectors; `pts vectors RUN` makes vectors of them"
+            ) from error
         raise VectorFileError(str(path), error.problems) from error
+
+
+def _holds_states(path: Path) -> bool:
+    """Whether a file that is no vector file holds the states of a run, which may be too many for a vector file."""
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("schema") == STATES
+    except (OSError, SafetensorError):
+        return False
 
 
 def _model(vector: SteeringVector, options: InspectOptions) -> tuple[LoadedModel | None, list[str]]:

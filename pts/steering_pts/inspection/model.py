@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from huggingface_hub import snapshot_download
 
@@ -11,6 +12,9 @@ from steering_engine.errors import ModelError
 from steering_engine.loading import LoadedModel, load_model
 from steering_engine.vectors.schema import VectorMetadata
 from steering_pts.errors import InspectionError
+from steering_pts.report.texts import shorten
+
+_SHOWN_NAME: Final = 80  # characters of a file's own word, which may be of any length
 
 
 def load_named(source: str, metadata: VectorMetadata) -> LoadedModel:
@@ -39,7 +43,8 @@ def load_own(metadata: VectorMetadata) -> LoadedModel:
     """
     loaded = load_named(_here(metadata), metadata)
     if loaded.config_digest != metadata.model_config_digest:
-        raise ModelError(f"{metadata.model_id} is here with another configuration than the vector's")
+        name = shorten(metadata.model_id, _SHOWN_NAME)
+        raise ModelError(f"{name} is here with another configuration than the vector's")
     return loaded
 
 
@@ -55,9 +60,9 @@ def differences(loaded: LoadedModel, metadata: VectorMetadata) -> list[str]:
 
 def _here(metadata: VectorMetadata) -> str:
     name = metadata.model_id
-    if name == DEMO or Path(name).is_dir():
-        return name
     try:
+        if name == DEMO or Path(name).is_dir():
+            return name
         return snapshot_download(name, revision=metadata.model_revision or None, local_files_only=True)
-    except (OSError, ValueError):  # not in the cache, or no name of a model at all
-        raise ModelError(f"{name} is not on this machine") from None
+    except (OSError, ValueError):  # not in the cache, or no name of a model or a folder at all
+        raise ModelError(f"{shorten(name, _SHOWN_NAME)} is not on this machine") from None
