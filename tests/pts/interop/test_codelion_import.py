@@ -17,6 +17,7 @@ from steering_engine.vectors.file import load_vector
 from steering_pts.cli.run import RunFolder
 from steering_pts.data import DataOptions
 from steering_pts.errors import DataError
+from steering_pts.interop.codelion.fields import OwnIds
 from steering_pts.interop.codelion.reading import read_pairs, read_pivots, read_vectors
 from steering_pts.interop.mending import Mending
 from steering_pts.ledger.export import read_pivots as read_our_pivots
@@ -123,6 +124,51 @@ def test_what_is_known_to_be_wrong_with_such_files_is_mended_and_told(
         "no other token was given; the model's most probable one stands in, unverified: row 7",
         "the context does not begin with the question; all of it counts as the prompt: row 7",
     ]
+
+
+def test_of_rows_that_contradict_each_other_the_first_stands_and_the_others_are_named(tmp_path: Path) -> None:
+    worse = {"prob_delta": -0.3, "prob_before": None, "prob_after": None, "is_positive": False}
+    rows = [
+        pivot(),
+        pivot(**worse),  # the same token, to the other side
+        pivot(pivot_token="5", rejected_token="4"),  # the other token, better than this one
+        pivot(pivot_token="5", rejected_token="4", **worse),  # agrees with the first, about another token
+        pivot(pivot_context=CONTEXT + "n't", **worse),
+        pivot(pivot_context=CONTEXT + "n't"),
+    ]
+    mending = Mending()
+
+    found = read_pivots(write(tmp_path / "rows.jsonl", rows), DataOptions(), mending)
+
+    assert [one.number for one in found] == [1, 4, 5]
+    assert mending.sentences() == (
+        "left out, because it contradicts row 1, which stands: 2 rows (2, 3)",
+        "left out, because it contradicts row 5, which stands: row 6",
+    )
+
+
+def test_vectors_that_contradict_each_other_are_not_both_taken(tmp_path: Path) -> None:
+    rows = [vector_row(basis(0)), vector_row(basis(0), prob_delta=-0.5), vector_row(basis(0))]
+    mending = Mending()
+
+    found = read_vectors(write(tmp_path / "rows.jsonl", rows), DataOptions(), mending)
+
+    assert [one.number for one in found] == [1]
+    assert mending.sentences()[-2:] == (
+        "left out, because it contradicts row 1, which stands: row 2",
+        "left out, because it repeats an earlier one: row 3",
+    )
+
+
+@pytest.mark.parametrize(
+    "metadata", ["oops", "[1, 2]", [1, 2], 7, True, {"prompt_ids": "x"}, {"chosen_ids": [-1]}]
+)
+def test_what_other_programs_keep_under_metadata_is_none_of_ours(tmp_path: Path, metadata: Any) -> None:
+    rows = [pivot(metadata=metadata)]
+
+    (found,) = read_pivots(write(tmp_path / "rows.jsonl", rows), DataOptions(), Mending())
+
+    assert found.own == OwnIds()
 
 
 def test_a_missing_counterpart_is_the_models_most_probable_other_token(

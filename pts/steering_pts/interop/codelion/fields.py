@@ -55,6 +55,14 @@ class OwnIds(BaseModel):
     rejected_ids: tuple[TokenId, ...] | None = None
 
 
+def _own_ids(value: object) -> object:
+    # The data set `pts` has no such field: what other programs keep under the name is theirs, whatever it is.
+    try:
+        return OwnIds.model_validate(_parsed(value))
+    except ValidationError:
+        return OwnIds()
+
+
 class PivotFields(CodelionFields):
     """A row of `pts`."""
 
@@ -70,7 +78,7 @@ class PivotFields(CodelionFields):
     task_type: str | None = None
     rejected_token: str | None = None
     rejected_token_id: int | None = None
-    metadata: Annotated[OwnIds, BeforeValidator(_parsed)] = OwnIds()
+    metadata: Annotated[OwnIds, BeforeValidator(_own_ids)] = OwnIds()
 
 
 class PairMetadata(OwnIds):

@@ -1,7 +1,7 @@
 """Reading codelion/pts data sets: decisions and vectors, and what had to be mended in them.
 
-Known faults of published files: rows that repeat others, `is_positive` that contradicts `prob_delta`, optional fields
-that are missing, and two schema versions side by side.
+Known faults of published files: rows that repeat or contradict others, `is_positive` that contradicts `prob_delta`,
+optional fields that are missing, and two schema versions side by side.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _read(
     make: Callable[[int, Fields], Made | str],
     mending: Mending,
 ) -> list[Made]:
-    """What the rows of a source hold, without repetitions.
+    """What the rows of a source hold, without those that repeat an earlier one or say its contrary.
 
     Args:
         source: A file, a folder, or a data set of the Hub.
@@ -126,7 +126,8 @@ def _read(
     """
     made: list[Made] = []
     faults: list[str] = []
-    first: dict[Hashable, int] = {}
+    seen: set[Hashable] = set()
+    claimed: dict[Hashable, int] = {}
     rows = open_rows(source, options.format, options.split, options.limit)
     with closing(rows.rows):
         for row in rows.rows:
@@ -135,10 +136,17 @@ def _read(
             item = _made(row, kind, make)
             if isinstance(item, str):
                 faults.append(f"{rows.noun} {row.number}: {item}")
-            elif (key := _identity(item)) in first:
+                continue
+            claim, contrary = _claims(item)
+            if contrary in claimed:
+                mending.note(
+                    f"left out, because it contradicts row {claimed[contrary]}, which stands", row.number
+                )
+            elif (key := _identity(item)) in seen:
                 mending.note("left out, because it repeats an earlier one", row.number)
             else:
-                first[key] = row.number
+                seen.add(key)
+                claimed.setdefault(claim, row.number)
                 made.append(item)
     if not made and not faults:
         raise InteropError(source, [f"it is empty; {rows.wanted}"])
@@ -160,6 +168,17 @@ def _identity(item: Decision | ForeignVector) -> Hashable:
         other = None if item.other is None else item.other.text
         return item.model_id, item.context, item.taken.text, other
     return item.model_id, item.context, item.values, item.layer
+
+
+def _claims(item: Decision | ForeignVector) -> tuple[Hashable, Hashable]:
+    """What a row says is better or worse, and what a row that contradicts it would say."""
+    if isinstance(item, Decision):
+        at, taken = (item.model_id, item.context), item.taken.text
+        other = None if item.other is None else item.other.text
+        better, worse = (taken, other) if item.delta > 0 else (other, taken)
+        return (*at, better, worse), (*at, worse, better)
+    harmful = item.weight is not None and item.weight < 0
+    return (_identity(item), harmful), (_identity(item), not harmful)
 
 
 def _pivot(number: int, row: PivotFields, mending: Mending) -> Decision | str:
