@@ -11,8 +11,10 @@ PROTOS := $(wildcard protos/steering/v1/*.proto)
 MODEL ?= demo
 DATASET ?= demo:train
 VALIDATION ?= $(if $(filter demo:%,$(DATASET)),demo:validation)
-RUN ?= runs/$(notdir $(patsubst %/,%,$(MODEL)))
-VECTORS ?= $(RUN)/vectors
+# Not runs/demo: `make demo` has that one for itself.
+RUN ?= runs/$(if $(filter demo,$(MODEL)),demo-vectors,$(notdir $(patsubst %/,%,$(MODEL))))
+# The demonstration's vectors serve the bundled model as long as it has no others.
+VECTORS ?= $(firstword $(wildcard $(RUN)/vectors) $(if $(filter demo,$(MODEL)),$(wildcard runs/demo/vectors)) $(RUN)/vectors)
 LIMIT ?= 32
 PORT ?= 50051
 DISCOVER_OPTIONS ?=

@@ -163,6 +163,15 @@ def config_digest(config: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def config_digest_of(source: str) -> str:
+    """The digest of a model's configuration, without loading the model.
+
+    Raises:
+        ModelError: It has none that can be read.
+    """
+    return config_digest(_config(source))
+
+
 def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 of every weight's name and shape and of up to 64 of its numbers, evenly spread.
 

@@ -170,8 +170,12 @@ def test_the_test_split_is_measured_once_with_what_is_kept(
     assert "/2 x" in tested[1]
 
 
-def test_rollouts_are_counted_against_the_full_grid(calibrated: tuple[Path, dict[str, Any]]) -> None:
+def test_rollouts_are_counted_against_the_full_grid(
+    calibrated: tuple[Path, dict[str, Any]], data: Path
+) -> None:
+    assert calibrated[1]["problem_ids"] == sorted(p.id for p in load_problems(data / "validation.jsonl"))
     for group in calibrated[1]["groups"]:
+        assert group["budget"] == group["grid_rollouts"] // 2
         assert group["grid_rollouts"] == (len(group["settings"]) + 1) * VALIDATION
         assert 0 < group["rollouts"] <= 0.5 * group["grid_rollouts"] or group["rounds"][0]["draws"] <= 4
         assert all(one["problems"] <= group["rounds"][-1]["draws"] for one in group["settings"])

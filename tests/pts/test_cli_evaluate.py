@@ -13,9 +13,10 @@ import pytest
 
 from steering_engine.loading import load_model
 from steering_pts.cli.run import RunFolder
+from steering_pts.data import load_problems
 from steering_pts.evaluation.knowledge import decisions_of
 from tests.support.evaluation import save_vectors
-from tests.support.pts import ORACLE, SLOW_ORACLE, pts_process, run_pts, write_problems
+from tests.support.pts import ORACLE, SLOW_ORACLE, pts_process, run_pts, save_ending_model, write_problems
 from tests.support.server import LiveServer
 from tests.support.vectors import save_random_vector
 
@@ -212,10 +213,33 @@ def test_what_is_missing_is_named(run_folder: Path, vectors: list[Path], data: P
     assert "10 problems are those of the run" in error(
         run_folder, "--dataset", write_problems(tmp_path / "seen.jsonl", 10)
     )
+    calibrated = tmp_path / "calibrated"
+    shutil.copytree(run_folder, calibrated, ignore=shutil.ignore_patterns("*.lock"))
+    chosen_on = [problem.id for problem in load_problems(data)][:3]
+    (calibrated / "calibration.json").write_text(json.dumps({"problem_ids": chosen_on}), encoding="utf-8")
+    assert "3 problems are those that its calibration chose and confirmed on" in error(
+        calibrated, "--dataset", data
+    )
     other = tmp_path / "other"
     shutil.copytree(run_folder, other, ignore=shutil.ignore_patterns("vectors", "*.lock"))
     assert error(other) == f"{other}: the run has no vectors; make some with `pts vectors`"
     assert error(run_folder, other) == f"{run_folder} and {other} are both runs; evaluate one at a time"
+
+
+def test_a_model_here_that_is_not_the_served_one_is_refused_before_anything_is_measured(
+    server: LiveServer, vectors: list[Path], data: Path, tmp_path: Path
+) -> None:
+    """It would tell the divergence of other numbers: models of one family share a tokenizer."""
+    other = save_ending_model(tmp_path / "other", num_hidden_layers=5)
+    out = tmp_path / "out"
+    given = [one for one in arguments(vectors[0], server=server, data=data, out=out) if one != "--no-kl"]
+
+    ended = run_pts(*given, "--model", str(other))
+
+    assert ended.error() == (
+        f"models/ending, which is served, is another model than {other}: its configuration differs"
+    )
+    assert not (out / "evaluation" / "completions.jsonl").read_bytes()
 
 
 def test_vectors_for_another_model_are_refused_together(

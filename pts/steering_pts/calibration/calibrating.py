@@ -64,7 +64,8 @@ def calibrate_groups(
         tested = calibration.effect(kept, draws_of(test, options.samples, bench.seed), "test")
     grid = calibration.grid(groups, results) if full_grid else None
     generated = calibration.trials.generated
-    return CalibrationResult(tuple(results), together, tested, len(validation), generated, grid)
+    ids = tuple(problem.id for problem in validation)
+    return CalibrationResult(tuple(results), together, tested, ids, generated, grid)
 
 
 def check_problems(problems: Sequence[Problem], validation: Sequence[Problem], by: str) -> None:
@@ -108,7 +109,7 @@ class _Calibration:
         samples = max(1, min(self.options.samples, int(_UNSTEERED_SHARE * budget / len(choosing))))
         if not settings:
             reason = "no vector file of the group has the data for any of the triggers"
-            return GroupResult(group.name, group.events, (), (), None, None, reason, 0, grid)
+            return GroupResult(group.name, group.events, (), (), None, None, reason, 0, grid, budget)
         draws = draws_of(choosing, samples, self.bench.seed)
         self.trials.measure([(UNSTEERED, draws)], "unsteered")
         # Contexts say best where a group's decisions are; probes may be of other groups' decisions too.
@@ -128,13 +129,15 @@ class _Calibration:
             "",
             search.measured + len(draws),
             grid,
+            budget,
         )
         return self._confirm(result, search, order)
 
     def grid(self, groups: Sequence[CandidateGroup], results: Sequence[GroupResult]) -> GridComparison:
         """The full grid of each group, chosen on the problems of the search and confirmed on the others."""
         choosing, _ = halves(self.validation, self.options.by, self.bench.seed)
-        draws = draws_of(choosing, 1, self.bench.seed)
+        # Each of them twice: as many measurements as one of every validation problem.
+        draws = draws_of(choosing, 2, self.bench.seed)[: len(self.validation)]
         return compare_with_grid(groups, results, self.trials, self.options, draws, self.confirming)
 
     def _measure(self, name: str) -> Measure:

@@ -40,23 +40,23 @@ def schedule(count: int, most_draws: int, budget: int) -> list[Round]:
     Args:
         count: Settings.
         most_draws: Draws that there are.
-        budget: Most measurements in all. What does not fit even with 4 draws for each setting is exceeded.
+        budget: Most measurements in all. Where it is too small for 4 draws in the first round, that round has 4 all the
+            same, and the later ones fewer; what the first alone exceeds is exceeded.
     """
 
-    def rounds(first: int) -> list[Round]:
-        plan = [Round(count, min(first, most_draws))]
-        while plan[-1].settings > 1 and plan[-1].draws < most_draws:
+    def rounds(first: int, most: int) -> list[Round]:
+        plan = [Round(count, first)]
+        while plan[-1].settings > 1 and plan[-1].draws < most:
             fewer = max(math.ceil(plan[-1].settings * KEEP), 1)
             if fewer == 1:
                 break
-            plan.append(Round(fewer, min(plan[-1].draws * GROWTH, most_draws)))
+            plan.append(Round(fewer, min(plan[-1].draws * GROWTH, most)))
         return plan
 
-    first = max(
-        (draws for draws in range(1, most_draws + 1) if cost(rounds(draws)) <= budget),
-        default=_LEAST_DRAWS,
-    )
-    return rounds(max(first, min(_LEAST_DRAWS, most_draws)))
+    least = min(_LEAST_DRAWS, most_draws)
+    plans = [rounds(first, most_draws) for first in range(most_draws, least - 1, -1)]
+    plans += [rounds(least, most) for most in range(most_draws - 1, least - 1, -1)]
+    return next((plan for plan in plans if cost(plan) <= budget), plans[-1])
 
 
 def cost(rounds: Sequence[Round]) -> int:

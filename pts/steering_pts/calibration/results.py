@@ -46,7 +46,8 @@ class GroupResult:
         effect: What it did on the problems kept for that; None without a chosen one.
         reason: Why the group gets no file, in one sentence; empty where it gets one.
         rollouts: Measurements of the search, those of the unsteered arm included.
-        grid_rollouts: What the full grid takes: every setting, and the unsteered arm, on every validation problem.
+        grid_rollouts: What the full grid takes: every setting, and the unsteered arm, once for each validation problem.
+        budget: Most that the search was to take; exceeded where there are too few problems for so many settings.
     """
 
     name: str
@@ -58,6 +59,7 @@ class GroupResult:
     reason: str
     rollouts: int
     grid_rollouts: int
+    budget: int
 
     @property
     def kept(self) -> bool:
@@ -124,7 +126,7 @@ class CalibrationResult:
         groups: In the order given.
         together: What all that are kept do together; None where none is.
         test: The same on the test split; None without one.
-        problems: Validation problems.
+        problems: Ids of the validation problems: those that settings were chosen and confirmed on.
         generated: Completions that were made for it in all, tests included; fewer than measurements, because a
             completion in which no rule would act is that of the unsteered arm.
         grid: The full grid beside it; None where it was not asked for.
@@ -133,7 +135,7 @@ class CalibrationResult:
     groups: tuple[GroupResult, ...]
     together: Effect | None
     test: Effect | None
-    problems: int
+    problems: tuple[str, ...]
     generated: int
     grid: GridComparison | None = None
 
@@ -141,7 +143,8 @@ class CalibrationResult:
         """What `calibration.json` holds; nothing in it depends on when it was made or how often it was interrupted."""
         return {
             "schema": SCHEMA,
-            "problems": self.problems,
+            "problems": len(self.problems),
+            "problem_ids": sorted(self.problems),
             "generated": self.generated,
             "together": _effect(self.together),
             "test": _effect(self.test),
@@ -174,6 +177,7 @@ def _group(group: GroupResult, test: Effect | None) -> dict[str, Any]:
         "reason": group.reason,
         "rollouts": group.rollouts,
         "grid_rollouts": group.grid_rollouts,
+        "budget": group.budget,
         "test": _effect(test) if group.kept else None,
     }
 

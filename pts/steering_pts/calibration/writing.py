@@ -103,3 +103,17 @@ def calibrated(result: GroupResult, group: CandidateGroup) -> SteeringVector:
 
 def _only(values: dict[int, Any], blocks: set[int]) -> dict[int, Any]:
     return {block: value for block, value in values.items() if block in blocks}
+
+
+def calibrated_on(path: Path) -> set[str]:
+    """Ids of the problems that settings were chosen and confirmed on, from `calibration.json`; none without one.
+
+    Raises:
+        VectorsError: The file is there, and not what calibration writes.
+    """
+    try:
+        return set(json.loads(path.read_bytes()).get("problem_ids", ()))
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise VectorsError(f"{path} is not what `pts calibrate` writes: {error}") from error

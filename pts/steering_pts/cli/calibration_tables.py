@@ -26,6 +26,14 @@ def print_calibration(result: CalibrationResult, written: Mapping[str, Path], *,
     for group in result.groups:
         if group.reason:
             console.print(Text(f"left out: {group.name}: {group.reason}"))
+    for group in result.groups:
+        if group.rollouts > group.budget:
+            console.print(
+                Text(
+                    f"{group.name}: {group.rollouts:,} rollouts, more than the {group.budget:,} that --share allows: "
+                    "more validation problems, or fewer strengths and triggers, would keep it"
+                )
+            )
     for name, effect in (("together, on problems kept back", result.together), ("test", result.test)):
         if effect is not None:
             _print_effect(console, name, effect)

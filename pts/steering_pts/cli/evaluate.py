@@ -218,7 +218,7 @@ def evaluate(
         )
         vectors, remarks = read_vectors(paths, trigger_name(trigger), strength)
         source = dataset_for(dataset, served)
-        problems = held_out_problems(source, options, ledger)
+        problems = held_out_problems(source, options, run, ledger)
         judge = open_things.enter_context(judging_oracle(oracle, oracle_option or (), ledger, problems))
         known: list[KnownAlternatives] = []
         if ArmKind.FORCED_ALTERNATIVE in kinds:

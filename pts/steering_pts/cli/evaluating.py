@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, TypeVar
 
+from steering_pts.calibration.run import CalibrationFiles
+from steering_pts.calibration.writing import calibrated_on
 from steering_pts.cli.run import RunFolder, oracle_for, oracle_of, sampler_of, setting
 from steering_pts.credentials import Credentials
 from steering_pts.data import DataOptions, Problem, load_problems
@@ -123,17 +125,25 @@ def dataset_for(dataset: str | None, served: ServedBy) -> str:
     raise EvaluationError("name the --dataset whose problems are to be solved")
 
 
-def held_out_problems(source: str, options: DataOptions, ledger: LedgerReader | None) -> list[Problem]:
+def held_out_problems(
+    source: str, options: DataOptions, run: RunFolder | None, ledger: LedgerReader | None
+) -> list[Problem]:
     """The problems.
 
     Raises:
-        DataError: They can't be read, or some are those of the run.
+        DataError: They can't be read, or some are those of the run, or of its calibration.
     """
     problems = load_problems(source, options)
-    if ledger is not None and (overlap := {p.id for p in problems} & {p.id for p in ledger.problems()}):
-        raise DataError(
-            source, [f"{len(overlap)} problems are those of the run; use problems that it never saw"]
+    ids = {problem.id for problem in problems}
+    faults = []
+    if ledger is not None and (overlap := ids & {problem.id for problem in ledger.problems()}):
+        faults.append(f"{len(overlap)} problems are those of the run; use problems that it never saw")
+    if run is not None and (overlap := ids & calibrated_on(CalibrationFiles(run.path).result)):
+        faults.append(
+            f"{len(overlap)} problems are those that its calibration chose and confirmed on; use others"
         )
+    if faults:
+        raise DataError(source, faults)
     return problems
 
 

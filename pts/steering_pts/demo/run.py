@@ -44,7 +44,7 @@ _VALIDATION_PROBLEMS = 200
 _SAMPLER = SamplerSettings(max_tokens=96)
 _SEARCH = SearchSettings()
 _VECTORS = VectorOptions()
-_CALIBRATION = CalibrationOptions((0.25, 0.5, 1.0, 2.0), ("context", "probe"), by=FORM)
+_CALIBRATION = CalibrationOptions((0.25, 0.5, 1.0), ("context", "probe"), by=FORM)
 _RANDOM_VECTORS = 20
 _SERVERS = 2  # a step of so small a model keeps one core busy
 

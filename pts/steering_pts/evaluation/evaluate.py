@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from steering_engine.alias import resolve_model
 from steering_engine.errors import ModelError, one_line
+from steering_engine.loading import config_digest_of
 from steering_engine.prompts import prompt_ids
 from steering_pts.credentials import Credentials
 from steering_pts.data import Problem
@@ -221,9 +222,17 @@ def _prompts(
     if tokenizer is None:
         return prompts, {}
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    if digest != info.tokenizer_digest:
+    differing = ["tokenizer"] if digest != info.tokenizer_digest else []
+    if task.divergence and task.served.model is not None:  # it is loaded here, and its divergence is told
+        differing += (
+            ["configuration"]
+            if config_digest_of(resolve_model(task.served.model)) != info.config_digest
+            else []
+        )
+    if differing:
         raise EndpointError(
-            f"{info.facts.name}, which is served, is another model than {task.served.model}: its tokenizer differs"
+            f"{info.facts.name}, which is served, is another model than {task.served.model}: its "
+            f"{' and its '.join(differing)} differ{'s' if len(differing) == 1 else ''}"
         )
     ids = {name: prompt_ids(tokenizer, prompt) for name, prompt in prompts.items()}
     room = {name: info.facts.max_context_tokens - len(own) for name, own in ids.items()}
