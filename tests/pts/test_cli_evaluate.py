@@ -192,6 +192,9 @@ def test_vector_files_that_cannot_be_evaluated_are_told_together(
             "unknown trigger 'sometimes'; expected context, probe, similarity, always",
         ),
         (["--neutral", "no/such/file"], "no/such/file can't be read: No such file or directory"),
+        (["--strength", "nan"], "strength is nan; expected a number from -1000 to 1000"),
+        (["--strength", "-inf"], "strength is -inf; expected a number from -1000 to 1000"),
+        (["--strength", "1e30"], "strength is 1e+30; expected a number from -1000 to 1000"),
         (["--temperature", "0"], "temperature is 0.0; expected above 0"),
         (["--limit", "2", "--by", "kind"], "no problem has the field 'kind'; they have form"),
     ],
@@ -202,6 +205,36 @@ def test_what_cannot_be_asked_for(
     ended = run_pts(*arguments(vectors[0], server=server, data=data, out=tmp_path), *more)
 
     assert ended.error().startswith(message)
+
+
+@pytest.mark.parametrize("strength", [[], ["--strength", "nan"]])
+def test_what_is_measured_last_is_checked_before_a_server_is_started(
+    vectors: list[Path], ending_folder: Path, data: Path, tmp_path: Path, strength: list[str]
+) -> None:
+    empty, out = tmp_path / "empty.txt", tmp_path / "out"
+    empty.touch()
+    (out / "evaluation").mkdir(parents=True)
+    (out / "evaluation" / "completions.jsonl").touch()
+    # No server can be started with this type of numbers.
+    options = [
+        "--model",
+        ending_folder,
+        "--dataset",
+        data,
+        "--dtype",
+        "no-such-type",
+        "--out",
+        out,
+        "--fresh",
+    ]
+
+    ended = run_pts("evaluate", str(vectors[0]), *map(str, options), "--neutral", str(empty), *strength)
+
+    if strength:
+        assert ended.error().startswith("strength is nan")
+        assert (out / "evaluation" / "completions.jsonl").exists(), "and before anything is forgotten"
+    else:
+        assert ended.error() == "the neutral text has 0 tokens; expected at least 2"
 
 
 def test_what_is_missing_is_named(run_folder: Path, vectors: list[Path], data: Path, tmp_path: Path) -> None:

@@ -216,6 +216,7 @@ def evaluate(
             each=each,
             by=tuple(dict.fromkeys(by or ())),
         )
+        text = None if neutral is None else read_neutral(neutral)
         vectors, remarks = read_vectors(paths, trigger_name(trigger), strength)
         source = dataset_for(dataset, served)
         problems = held_out_problems(source, options, run, ledger)
@@ -239,7 +240,7 @@ def evaluate(
                 settings=settings,
                 folder=folder,
                 divergence=kl,
-                neutral=None if neutral is None else read_neutral(neutral),
+                neutral=text,
                 remarks=remarks,
             ),
             judge,

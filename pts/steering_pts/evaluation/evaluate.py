@@ -28,6 +28,7 @@ from steering_pts.evaluation.figures import check_fields, figures_of
 from steering_pts.evaluation.forcing import KnownAlternatives
 from steering_pts.evaluation.journal import Journal
 from steering_pts.evaluation.measuring import Measurement, Measuring, Prompt, judged
+from steering_pts.evaluation.neutral import neutral_ids
 from steering_pts.evaluation.report import EvaluationReport
 from steering_pts.evaluation.sampling import ServedCompletions, served_model
 from steering_pts.evaluation.served import ServedVector, loaded_into, randomised
@@ -151,6 +152,8 @@ def evaluate(task: EvaluationTask, oracle: Oracle, progress: RunProgress) -> Eva
         raise EvaluationError(f"{task.dataset}: {len(task.problems)} problem; an evaluation needs at least 2")
     model = task.served.model
     tokenizer = None if model is None else load_tokenizer(model)
+    if tokenizer is not None and task.neutral is not None:
+        neutral_ids(tokenizer, task.neutral)  # which is measured last
     randoms = [
         [randomised(one, number + 1, settings.seed) for one in task.vectors]
         for number in range(settings.random_vectors if ArmKind.RANDOM in settings.kinds else 0)

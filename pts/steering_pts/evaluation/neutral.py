@@ -44,9 +44,7 @@ def neutral_completions(
     Raises:
         EvaluationError: The text has fewer than two tokens.
     """
-    ids = tuple(loaded.tokenizer(text)["input_ids"])
-    if len(ids) < 2:
-        raise EvaluationError(f"the neutral text has {len(ids)} tokens; expected at least 2")
+    ids = neutral_ids(loaded.tokenizer, text)
     window = min(WINDOW_TOKENS, loaded.context_tokens)
     completions = []
     for start in range(0, len(ids) - 1, window - 1):
@@ -54,6 +52,18 @@ def neutral_completions(
         acts = acts_on(loaded, piece, vectors)
         completions.append(TracedCompletion(piece[:1], piece[1:], steering, acts))
     return completions
+
+
+def neutral_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """The ids of a text.
+
+    Raises:
+        EvaluationError: There are fewer than two: no step.
+    """
+    ids = tuple(tokenizer(text)["input_ids"])
+    if len(ids) < 2:
+        raise EvaluationError(f"the neutral text has {len(ids)} tokens; expected at least 2")
+    return ids
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from steering_pts.credentials import Credentials
 from steering_pts.errors import EndpointError, EvaluationError
 from steering_pts.seeds import derive_seed
 from steering_spec import ContextTrigger, ProbeTrigger, SimilarityTrigger, Trigger, VectorRef
+from steering_spec.limits import MAX_STRENGTH
 from steering_spec.trigger_admission import readable_blocks
 
 TriggerName = Literal["context", "probe", "similarity", "always"]
@@ -92,15 +93,18 @@ def read_vectors(
     Args:
         paths: Vector files, and folders of them.
         trigger: The trigger of all; None takes what the file recommends, or else its contexts, or else none.
-        strength: Multiplies the calibrated strengths.
+        strength: Multiplies the calibrated strengths, as rules of a request do.
 
     Returns:
         The vectors, and a sentence for each that acts at every step because nothing in its file says where.
 
     Raises:
-        EvaluationError: Files can't be read, or lack what the trigger needs; all of it at once.
+        EvaluationError: Files can't be read, or lack what the trigger needs, or no rule may have that strength; all of
+            it at once.
     """
     faults: list[str] = []
+    if not -MAX_STRENGTH <= strength <= MAX_STRENGTH:  # nor is NaN
+        faults.append(f"strength is {strength}; expected a number from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}")
     warnings: list[str] = []
     vectors: dict[str, ServedVector] = {}
     for path in _files(paths, faults):
