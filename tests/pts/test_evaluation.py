@@ -15,6 +15,7 @@ from steering_pts.evaluation.evaluate import JOURNAL, ServedBy, evaluate
 from steering_pts.evaluation.forcing import Decision, known_alternatives
 from steering_pts.evaluation.report import EvaluationReport
 from steering_pts.evaluation.served import randomised, read_vectors
+from steering_pts.evaluation.shuffling import StepCounts
 from steering_pts.oracles.base import Verdict
 from steering_pts.oracles.registry import make_oracle
 from steering_pts.progress import Advance, RunProgress
@@ -105,14 +106,27 @@ def test_shuffled_steps_are_as_many_and_other_ones(report: EvaluationReport) -> 
     shuffled = report.measurement.named("shuffled_steps")
     assert shuffled is not None
 
-    moved = 0
+    moved = planned = 0
     for before, on_pivots, other in zip(plain.samples, steered.samples, shuffled.samples, strict=True):
         left = len(set(range(len(before[0].ids))) - on_pivots[0].steered_steps)
         # A completion that is steered elsewhere may end before it comes to all of its steps.
         assert len(other[0].steered_steps) <= min(len(on_pivots[0].steered_steps), left)
         assert not other[0].steered_steps & on_pivots[0].steered_steps
         moved += len(other[0].steered_steps)
-    assert moved > 0
+        planned += len(on_pivots[0].steered_steps)
+    assert 0 < moved < 0.95 * planned
+    remark = (
+        f"shuffled_steps: {moved / 12:.2f} steps of a completion were steered on average, where the triggers "
+        f"steered {planned / 12:.2f}"
+    )
+    assert any(one.startswith(remark) for one in report.remarks)
+
+
+@pytest.mark.parametrize(("steered", "shuffled", "is_told"), [(0, 0, False), (20, 19, False), (20, 18, True)])
+def test_only_steps_that_are_missing_are_told(steered: int, shuffled: int, is_told: bool) -> None:
+    counts = StepCounts([], completions=10, steered=steered, shuffled=shuffled)
+
+    assert bool(counts.remarks()) is is_told
 
 
 def test_forced_alternatives_hold_no_worse_token_at_a_decision(report: EvaluationReport) -> None:

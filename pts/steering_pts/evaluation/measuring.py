@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,11 @@ from steering_pts.evaluation.samples import Sample
 from steering_pts.evaluation.sampling import ServedCompletions, Wanted
 from steering_pts.evaluation.served import ServedVector
 from steering_pts.evaluation.settings import EvaluationSettings
+from steering_pts.evaluation.shuffling import StepCounts, shuffled_steering
 from steering_pts.oracles.base import Oracle, Verdict
 from steering_pts.progress import RunProgress
 from steering_pts.seeds import derive_seed
-from steering_spec import Chat, PromptIds, PromptText, SamplingParams, Selector, SteeringRule, SteeringSpec
+from steering_spec import Chat, PromptIds, PromptText, SamplingParams, SteeringSpec
 
 Prompt = PromptText | PromptIds | Chat
 ByProblem = tuple[tuple[Sample, ...], ...]
@@ -120,7 +120,7 @@ class Measuring:
     progress: RunProgress
 
     def complete(self) -> tuple[list[tuple[Arm, ByProblem]], list[str]]:
-        """The completions of all arms, and a sentence for each arm that there can't be.
+        """The completions of all arms, and a sentence for each that there can't be or that falls short.
 
         Raises:
             EndpointError: The server can't be reached, or refuses a request.
@@ -135,7 +135,9 @@ class Measuring:
         kinds = self.settings.kinds
         triggered = any(one.trigger is not None for one in self.vectors)
         if ArmKind.SHUFFLED_STEPS in kinds and triggered:
-            results.append(self._shuffled(by_arm[0], by_arm[1]))
+            shuffled, counts = self._shuffled(by_arm[0], by_arm[1])
+            results.append(shuffled)
+            sentences += counts.remarks()
         if ArmKind.FORCED_ALTERNATIVE in kinds and self.known:
             results.append(self._forced(by_arm[0]))
         return results, sentences
@@ -186,12 +188,15 @@ class Measuring:
         seed = derive_seed(self.settings.seed, problem.id, "evaluation")
         return self.settings.sampler.params(seed, self.room.get(problem.id))
 
-    def _shuffled(self, unsteered: ByProblem, on_pivots: ByProblem) -> tuple[Arm, ByProblem]:
+    def _shuffled(
+        self, unsteered: ByProblem, on_pivots: ByProblem
+    ) -> tuple[tuple[Arm, ByProblem], StepCounts]:
         kind = ArmKind.SHUFFLED_STEPS
         arm = Arm("shuffled_steps", None, kind, self.settings.samples_of(kind))
         rows: list[list[Sample]] = []
         wanted: list[Wanted] = []
         places: list[tuple[int, int]] = []
+        counts = StepCounts(self.vectors)
         for number, problem in enumerate(self.problems):
             row = []
             for index in range(arm.samples):
@@ -199,15 +204,17 @@ class Measuring:
                 seed = derive_seed(self.settings.seed, problem.id, "shuffled steps", index)
                 spec = shuffled_steering(self.vectors, plain, on_pivots[number][index], seed)
                 row.append(plain)  # stays where nothing was steered
+                counts.add_steered(on_pivots[number][index])
                 if spec is not None:
                     places.append((number, index))
                     one = Wanted(self.prompts[problem.id], self._sampling(problem), spec)
                     wanted.append(one.single(index))
             rows.append(row)
         made = self.completions.complete(wanted, "evaluating, other steps", self.progress)
-        for (number, index), (sample,) in zip(places, made, strict=True):
+        for (number, index), one, (sample,) in zip(places, wanted, made, strict=True):
             rows[number][index] = sample
-        return arm, tuple(map(tuple, rows))
+            counts.add_shuffled(sample, one.steering)
+        return (arm, tuple(map(tuple, rows))), counts
 
     def _forced(self, unsteered: ByProblem) -> tuple[Arm, ByProblem]:
         kind = ArmKind.FORCED_ALTERNATIVE
@@ -233,39 +240,6 @@ class Measuring:
         ids = prompt.ids if isinstance(prompt, PromptIds) else ()
         most = self._sampling(problem).max_tokens or len(sample.ids)
         return Start(problem.id, index, ids, sample, most)
-
-
-def shuffled_steering(
-    vectors: Sequence[ServedVector], plain: Sample, on_pivots: Sample, seed: int
-) -> SteeringSpec | None:
-    """Steers at as many other steps as a steered completion was steered at, each vector as often as it was.
-
-    A vector without a trigger has no other steps, and acts at every step as it did.
-
-    Args:
-        vectors: The vectors, in the order of their rules.
-        plain: The unsteered completion, whose steps are chosen from.
-        on_pivots: The steered completion.
-        seed: Of the choice.
-
-    Returns:
-        None where nothing was steered, or there are no other steps.
-    """
-    triggered = {rule for rule, vector in enumerate(vectors) if vector.trigger is not None}
-    acted = {act.step for act in on_pivots.acts if act.rule_index in triggered}
-    other = [step for step in range(len(plain.ids)) if step not in acted]
-    generator = random.Random(seed)
-    rules = []
-    for rule_index, vector in enumerate(vectors):
-        if rule_index not in triggered:
-            rules.append(SteeringRule(vector.reference, vector.strength))
-            continue
-        count = len({act.step for act in on_pivots.acts if act.rule_index == rule_index})
-        steps = sorted(generator.sample(other, min(count, len(other))))
-        if steps:
-            selector = Selector.steps(*steps)
-            rules.append(SteeringRule(vector.reference, vector.strength, selector=selector))
-    return SteeringSpec(tuple(rules)) if rules else None
 
 
 def judged(
