@@ -30,6 +30,7 @@ from steering_pts.report.results import CalibratedGroup, Calibration, Evaluation
 from steering_pts.report.texts import clean, label, pieces, shown_token
 from steering_pts.search.chain import Curve
 from tests.support.models import byte_tokenizer
+from tests.support.pts import run_pts
 from tests.support.runs import VALUES, planted_run, settings_of
 
 # --- curves -----------------------------------------------------------------------------------------------------------
@@ -332,3 +333,32 @@ def test_a_file_of_results_is_refused_with_everything_that_is_wrong(tmp_path: Pa
     path.write_bytes(b"{")
     with pytest.raises(ReportError, match="the file: Invalid JSON"):
         read_result(path, Calibration)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("evaluation.json", '{"schema": "other/1"}', "evaluation.json: schema: Input should be"),
+        ("calibration.json", "no JSON <b>", "calibration.json: the file: Invalid JSON"),
+        ("calibration.json", None, "calibration.json: can&#39;t be read: Is a directory"),
+    ],
+)
+def test_a_broken_file_of_results_is_told_in_its_place_and_the_rest_is_shown(
+    ending_folder: Path, tmp_path: Path, name: str, content: str | None, fault: str
+) -> None:
+    run = planted_run(tmp_path / "run", ending_folder, 4)
+    if content is None:
+        (run.path / name).mkdir()
+    else:
+        (run.path / name).write_text(content, encoding="utf-8")
+
+    ended = run_pts("report", str(run.path))
+
+    assert (ended.code, ended.err) == (0, "")
+    sections = (run.path / "report.html").read_text(encoding="utf-8").split("<section ")[1:]
+    (told,) = (section for section in sections if fault in section)
+    assert told.startswith(f'id="{name.removesuffix(".json")}"')
+    (other,) = {"calibration", "evaluation"} - {name.removesuffix(".json")}
+    assert any(f'id="{other}"' in section and "⚠" not in section for section in sections)
+    assert any('id="completions"' in section and "<mark" in section for section in sections)
+    assert str(run.path.parent) not in told

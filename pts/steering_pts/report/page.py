@@ -11,13 +11,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from pydantic import BaseModel
 
 from steering_engine.errors import EngineError
-from steering_pts.errors import LedgerError
+from steering_pts.errors import LedgerError, ReportError
 from steering_pts.ledger import LedgerReader
 from steering_pts.report.charts import effects_chart
 from steering_pts.report.completions import shown_completions
@@ -33,6 +34,7 @@ from steering_pts.report.vectors import vector_rows
 from steering_pts.statistics import Estimate
 
 Decode = Callable[[Sequence[int]], str]
+Result = TypeVar("Result", bound=BaseModel)
 _MOST_GROUPS: Final = 20
 _SHOWN_MAPS: Final = 4  # heat maps of a group that are unfolded
 
@@ -57,7 +59,7 @@ class PageOptions:
 def report_page(
     folder: Path, ledger: LedgerReader, decoders: Callable[[], tuple[Decode, Decode]], options: PageOptions
 ) -> str:
-    """The page about a run as HTML.
+    """The page about a run as HTML; a file of results or a vector that can't be read is told in its place.
 
     Args:
         folder: The run's folder.
@@ -68,10 +70,9 @@ def report_page(
 
     Raises:
         LedgerError: The ledger can't be read.
-        ReportError: A file of results can't be read.
     """
-    calibration = read_result(folder / "calibration.json", Calibration)
-    evaluation = read_result(folder / "evaluation.json", Evaluation)
+    calibration, calibration_fault = _result(folder / "calibration.json", Calibration)
+    evaluation, evaluation_fault = _result(folder / "evaluation.json", Evaluation)
     pivots = ledger.pivots()
     summary = ledger.summary()
     settings = ledger.settings()
@@ -88,10 +89,12 @@ def report_page(
         "effects": effects_chart(pivots) if pivots else None,
         "unit": settings.get("search.unit", "token"),
         "calibration": calibration,
+        "calibration_fault": calibration_fault,
         "shown_maps": _SHOWN_MAPS,
         "heats": [(group, heat_maps(group)) for group in groups],
         "more_groups": len(calibration.groups) - len(groups) if calibration else 0,
         "evaluation": shown_evaluation(evaluation) if evaluation else None,
+        "evaluation_fault": evaluation_fault,
         "vectors": rows,
         "vector_faults": faults,
         "more_vectors": more_vectors,
@@ -102,6 +105,15 @@ def report_page(
         **_texts(ledger, decoders, options),
     }
     return _environment().get_template("page.html.j2").render(context)
+
+
+def _result(path: Path, kind: type[Result]) -> tuple[Result | None, str | None]:
+    """A file of results, or what is wrong with it."""
+    try:
+        return read_result(path, kind), None
+    except ReportError as error:
+        # The page may be for others, who don't know the folders of this machine.
+        return None, str(error).replace(str(path), path.name, 1)
 
 
 def _texts(

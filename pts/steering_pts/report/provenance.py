@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -37,13 +38,11 @@ def _text(value: JSON) -> str:
 
 
 def digests(folder: Path) -> list[tuple[str, str]]:
-    """SHA-256 of the files of a run that the page rests on, as far as they are there."""
+    """SHA-256 of the files of a run that the page rests on, as far as they are there and can be read."""
     found = []
     for name in _FILES:
-        path = folder / name
-        if path.is_file():
-            with path.open("rb") as file:
-                found.append((name, hashlib.file_digest(file, "sha256").hexdigest()))
+        with suppress(OSError), (folder / name).open("rb") as file:
+            found.append((name, hashlib.file_digest(file, "sha256").hexdigest()))
     return found
 
 
