@@ -211,13 +211,17 @@ def test_without_the_tokenizer_the_page_says_so(ending_folder: Path, tmp_path: P
     assert "its tokenizer can&#39;t be loaded" in page
 
 
-def test_wrong_folders_and_files_are_one_clear_error(ending_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_one_clear_error(tmp_path: Path) -> None:
     assert "no run here" in run_pts("report", str(tmp_path / "nothing")).error()
+
+
+def test_everything_that_is_wrong_with_a_file_of_results_is_on_the_page(
+    ending_folder: Path, tmp_path: Path
+) -> None:
     run = planted_run(tmp_path / "run", ending_folder, 1)
     (run.path / "evaluation.json").write_text('{"schema": "steering.evaluation/1", "problems": "many"}')
 
-    said = run_pts("report", str(run.path)).error()
+    page = report_of(run).read_text(encoding="utf-8")
 
-    assert said.startswith(f"{run.path / 'evaluation.json'}: problems: ")
-    assert "arms: Field required" in said
-    assert not (run.path / "report.html").exists()
+    assert "⚠ evaluation.json: problems: Input should be a valid integer" in page
+    assert "arms: Field required" in page
