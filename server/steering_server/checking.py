@@ -1,13 +1,15 @@
-"""What `steering-server check` does: everything that a start would do, without listening."""
+"""What `steering-server check` does: everything that a start would do, but listen on its ports."""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 from steering_engine.errors import EngineError, VectorFileError
 from steering_engine.model import SteeredModel
 from steering_engine.vectors.file import check_inside, load_vector
+from steering_server.address import check_address
 from steering_server.config import ServerConfig
 from steering_server.errors import faults_of
 from steering_server.logs import adopt_library_loggers
@@ -24,7 +26,13 @@ def check(config: ServerConfig) -> tuple[list[str], str]:
         Everything that is wrong, and one line about what was found.
     """
     adopt_library_loggers()
-    faults = faults_of(lambda: Credentials(config), lambda: check_tracing(config))
+    # Whether this machine has the addresses; their ports may be those of a server that runs meanwhile.
+    hosts = [config.host, *([config.metrics_host] if config.metrics_port is not None else [])]
+    faults = faults_of(
+        *(partial(check_address, host, 0) for host in dict.fromkeys(hosts)),
+        lambda: Credentials(config),
+        lambda: check_tracing(config),
+    )
     summary = ""
     try:
         model = load_model(config)

@@ -12,6 +12,7 @@ from steering_server.config import ConfigError, ServerConfig, flag
 from steering_server.config_printing import as_toml
 from steering_server.config_sources import CONFIG_VARIABLE, Resolved, resolve, variable
 from steering_server.errors import StartError
+from steering_server.signals import leave_on_signals
 
 _CHECK = "check"
 _DESCRIPTION = f"""Serves a language model over gRPC, steered by vectors at exactly the positions that a request names.
@@ -48,6 +49,7 @@ def _run(given: argparse.Namespace) -> None:
     if printing:
         print(as_toml(resolved), end="")
         return
+    leave_on_signals()
     # Imported here: torch takes seconds, which neither --help nor a wrong setting should cost.
     if checking:
         _check(resolved)

@@ -149,11 +149,21 @@ class ServerConfig(BaseModel):
     @classmethod
     def _judge(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Judges each setting, and then those that are sound together."""
-        faults: list[Fault] = []
+        # A truth value counts as a number for pydantic, and a file may hold one.
+        told_yes = {
+            name
+            for name, value in values.items()
+            if isinstance(value, bool) and name in cls.model_fields and not _is_switch(cls, name)
+        }
+        faults = [
+            Fault(name, f"expected a number or a text, got {str(values[name]).lower()}")
+            for name in sorted(told_yes)
+        ]
+        values = {name: value for name, value in values.items() if name not in told_yes}
         try:
             config = handler(values)
         except ValidationError as error:
-            faults = [_fault(detail) for detail in error.errors(include_url=False)]
+            faults += [_fault(detail) for detail in error.errors(include_url=False)]
             wrong = {fault.name for fault in faults}
             config = handler({name: value for name, value in values.items() if name not in wrong})
         wrong = {fault.name for fault in faults}
@@ -161,6 +171,10 @@ class ServerConfig(BaseModel):
         if faults:
             raise ConfigError(tuple(faults))
         return config
+
+
+def _is_switch(config: type[ServerConfig], name: str) -> bool:
+    return config.model_fields[name].annotation in (bool, bool | None)
 
 
 def flag(name: str) -> str:
@@ -180,18 +194,25 @@ def _fault(detail: Any) -> Fault:
     return Fault(name, text)
 
 
+def _host_faults(config: ServerConfig) -> Iterator[Fault]:
+    for name in ("host", "metrics_host"):
+        if not getattr(config, name):
+            yield Fault(name, "no host; 0.0.0.0 or :: is every address of this machine")
+    if config.host and config.tls_cert is None and not (config.insecure or is_loopback(config.host)):
+        yield Fault(
+            "host",
+            f"{config.host!r} is not a loopback address and this server has no TLS; use 127.0.0.1, --tls-cert and "
+            "--tls-key, or --insecure to let everyone who reaches the port read what is sent",
+        )
+
+
 def _conflicts(config: ServerConfig) -> Iterator[Fault]:
     """What is wrong with settings that are sound each by itself."""
     if not config.model:
         yield Fault("model", "no model; name `demo`, a folder or a Hub id")
     if config.vectors is not None and not config.vectors.is_dir():
         yield Fault("vectors", f"the vector directory {str(config.vectors)!r} does not exist")
-    if config.tls_cert is None and not (config.insecure or is_loopback(config.host)):
-        yield Fault(
-            "host",
-            f"{config.host!r} is not a loopback address and this server has no TLS; use 127.0.0.1, --tls-cert and "
-            "--tls-key, or --insecure to let everyone who reaches the port read what is sent",
-        )
+    yield from _host_faults(config)
     if config.tls_cert is not None and config.tls_key is None:
         yield Fault("tls_cert", "a certificate needs its key; add --tls-key")
     for name in ("tls_key", "tls_client_ca"):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from steering_engine.alias import DEMO, resolve_model
@@ -19,11 +17,10 @@ from steering_server.logs import adopt_library_loggers
 from steering_server.rpc.default_steering import read_default_steering
 from steering_server.security.credentials import Credentials
 from steering_server.serving import SteeringServer
+from steering_server.signals import SIGNALS, leave_on_signals
 from steering_server.tracing import check_tracing
 
 _log = logging.getLogger(__name__)
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_server(config: ServerConfig, announce: Callable[[str], None]) -> None:
@@ -37,8 +34,7 @@ def run_server(config: ServerConfig, announce: Callable[[str], None]) -> None:
         StartError: The port is taken, or the host has no such address.
         ModelError: The model can't be loaded or run.
     """
-    for number in _SIGNALS:
-        signal.signal(number, _leave)  # nothing is being served yet, so nothing needs a grace
+    leave_on_signals()
     adopt_library_loggers()
     credentials = _prepared(config)
     model = load_model(config)
@@ -128,19 +124,15 @@ def _stop_signal(hurry: Callable[[], None]) -> asyncio.Event:
     stop = asyncio.Event()
 
     def second() -> None:
-        for number in _SIGNALS:
+        for number in SIGNALS:
             loop.remove_signal_handler(number)
         hurry()
 
     def first() -> None:
-        for number in _SIGNALS:
+        for number in SIGNALS:
             loop.add_signal_handler(number, second)
         stop.set()
 
-    for number in _SIGNALS:
+    for number in SIGNALS:
         loop.add_signal_handler(number, first)
     return stop
-
-
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(0)

@@ -28,6 +28,8 @@ def test_a_sound_configuration_is_well(model_folder: Path, tmp_path: Path) -> No
         vectors=tmp_path / "vectors",
     )
     assert check(config) == ([], "all is well (models/tiny, 0 vectors)")
+    [fault] = check(config.model_copy(update={"host": "192.0.2.1"}))[0]
+    assert fault.startswith("can't listen on 192.0.2.1:0: ")
 
 
 def test_everything_wrong_is_named(model_folder: Path, vector_folder: Path, tmp_path: Path) -> None:

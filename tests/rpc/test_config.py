@@ -11,7 +11,7 @@ import pytest
 from steering_engine import alias
 from steering_engine.errors import ModelError
 from steering_server.address import check_address, is_loopback, join_address
-from steering_server.config import ServerConfig
+from steering_server.config import ConfigError, ServerConfig
 from steering_server.errors import StartError
 
 
@@ -21,7 +21,7 @@ def test_loopback_hosts(host: str) -> None:
     assert ServerConfig(model="m", host=host).host == host
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org"])  # noqa: S104
 def test_other_hosts_need_a_decision(host: str) -> None:
     with pytest.raises(StartError, match="--insecure"):
         ServerConfig(model="m", host=host)
@@ -42,6 +42,15 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     faults = ("no model", "vector directory", "got '70000'", "--max-queued", "--vector-table-bytes")
     for word in (*faults, "--tensor-parallel", "--grace"):
         assert word in str(caught.value)
+
+
+def test_a_truth_value_is_no_number_and_an_empty_host_is_none() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ServerConfig.model_validate(
+            {"model": "m", "port": True, "grace": False, "host": "", "log_prompts": True}
+        )
+    assert [fault.name for fault in caught.value.faults] == ["grace", "port", "host"]
+    assert "--port: expected a number or a text, got true" in str(caught.value)
 
 
 def test_an_ipv6_host_is_written_in_brackets() -> None:

@@ -16,7 +16,7 @@ from steering_server.config import LogFormat
 from steering_server.errors import StartError
 from steering_server.logs import REQUEST_ID, configure_logging
 from steering_server.metrics import MAX_VECTORS, Metrics
-from steering_spec import Completion, FinishReason, SteeringSpec, Usage
+from steering_spec import Completion, FinishReason, Phase, SteeringSpec, Usage, VectorRef
 from tests.support.server import LiveServer, wait_until
 
 DASHBOARD = Path(__file__).parents[2] / "examples/deploy/grafana-dashboard.json"
@@ -147,6 +147,39 @@ def test_a_request_may_leave_replace_or_switch_off_the_default_steering(client: 
     assert "pivot" in other.applied_steering.rules[0].vector
     assert off.applied_steering is None
     assert off.usage.steered_rows == 0
+
+
+def test_a_default_steering_acts_on_what_a_request_has_of_its_rows(
+    model_folder: Path, vector_folder: Path, tmp_path: Path
+) -> None:
+    """The operator does not know the prompts, so no prompt is refused for being short, and none has to be long."""
+    prompt, steps = Phase.PROMPT, Phase.GENERATION
+    places = [
+        {"phase": "PHASE_PROMPT", "positions": {"positions": [10]}},
+        {"phase": "PHASE_GENERATION", "range": {"start": 6}},
+    ]
+    rules = [
+        {"vector": "calm", "selector": {"include": places}},
+        {"vector": "pivot", "selector": {"include": [places[0]], "exclude": [places[1]]}},
+    ]
+    path = tmp_path / "default.json"
+    path.write_text(json.dumps({"rules": rules}))
+    with (
+        LiveServer(model_folder, vectors=vector_folder, default_steering=path) as server,
+        Client(server.address) as client,
+    ):
+
+        def applied(length: int) -> list[tuple[str, list[Phase]]]:
+            sampling = SamplingParams(temperature=0, max_tokens=8)
+            done = client.generate(list(range(1, length + 1)), sampling=sampling)
+            rules = () if done.applied_steering is None else done.applied_steering.rules
+            return [
+                (VectorRef.parse(rule.vector).id, [clause.phase for clause in rule.selector.include])
+                for rule in rules
+            ]
+
+        assert applied(12) == [("calm", [prompt, steps]), ("pivot", [prompt])]
+        assert applied(4) == [("calm", [steps])]
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,21 @@ def test_a_stream_that_outlasts_the_grace_is_told_so(model_folder: Path) -> None
         assert server.end()[0] == 0
 
 
+def test_a_signal_in_the_first_seconds_ends_it_well(model_folder: Path) -> None:
+    """Torch takes seconds to import; a server that is told to stop meanwhile has nothing to finish."""
+    with server_process("--model", str(model_folder), "--port", "0") as server:
+
+        def handles_sigterm() -> bool:
+            lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
+            [caught] = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+            return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+        wait_until(handles_sigterm)
+        server.process.send_signal(signal.SIGTERM)
+        code, out, _ = server.end()
+    assert (code, out) == (0, "")
+
+
 def test_a_second_signal_stops_at_once(model_folder: Path) -> None:
     with (
         server_process("--model", str(model_folder), "--port", "0", "--grace", "1000") as server,

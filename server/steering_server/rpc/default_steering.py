@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from google.protobuf import json_format
@@ -12,9 +14,11 @@ from steering_engine.vectors.registry import VectorRegistry
 from steering_server.errors import StartError
 from steering_server.security.secret_files import read_file
 from steering_spec import (
+    Clause,
     GenerationSpec,
     InvalidRequestError,
-    PromptIds,
+    PromptText,
+    Selector,
     SteeringSpec,
     VectorFacts,
     VectorRef,
@@ -90,9 +94,34 @@ def check_default_steering(path: Path, steering: SteeringSpec, model: SteeredMod
         raise _refusal(path, tuple(faults))
 
 
+def fitting(steering: SteeringSpec, faults: Sequence[Violation]) -> SteeringSpec:
+    """A default steering as far as it can act on one request.
+
+    The operator did not know this prompt, so what its length or the tokens asked for leave no row for is left out: the
+    clauses of selectors that the faults name, and rules of which no clause is left. Other faults stay, and are told.
+    """
+    unfit = {fault.field for fault in faults}
+    rules = []
+    for number, rule in enumerate(steering.rules):
+        selector = f"steering.rules[{number}].selector"
+
+        def left(clauses: Sequence[Clause], kind: str, selector: str = selector) -> tuple[Clause, ...]:
+            paths = [f"{selector}.{kind}[{place}]" for place in range(len(clauses))]
+            return tuple(
+                clause
+                for clause, path in zip(clauses, paths, strict=True)
+                if not any(field == path or field.startswith(f"{path}.") for field in unfit)
+            )
+
+        if include := left(rule.selector.include, "include"):
+            kept = Selector(include, left(rule.selector.exclude, "exclude"))
+            rules.append(replace(rule, selector=kept))
+    return replace(steering, rules=tuple(rules))
+
+
 def _faults(steering: SteeringSpec, model: SteeredModel, find_vector: FindVector) -> list[Violation]:
-    # The length of a prompt is not known before there is one.
-    spec = GenerationSpec(PromptIds((0,)), steering=steering)
+    # As text: the length of a prompt is not known before there is one.
+    spec = GenerationSpec(PromptText("any"), steering=steering)
     return request_violations(spec, model.info.facts, find_vector)
 
 

@@ -17,6 +17,7 @@ from steering_server.logs import NOTES, note
 from steering_server.metrics import Metrics
 from steering_server.rpc.backlog import Backlog
 from steering_server.rpc.buffer import buffered
+from steering_server.rpc.default_steering import fitting
 from steering_server.rpc.turns import Turns
 from steering_spec import (
     Completion,
@@ -101,7 +102,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if self._log_prompts:
             note(prompt=_readable(spec.prompt))
         # An empty spec is one: that is how a request switches the default off.
-        return spec if spec.steering is not None else replace(spec, steering=self._default_steering)
+        return spec if spec.steering is not None else self._steered_by_default(spec)
+
+    def _steered_by_default(self, spec: GenerationSpec) -> GenerationSpec:
+        if self._default_steering is None:
+            return spec
+        ids, faults = self._model.judge(replace(spec, steering=self._default_steering))
+        prompt = spec.prompt if ids is None else PromptIds(ids)  # not to be tokenized again
+        return replace(spec, prompt=prompt, steering=fitting(self._default_steering, faults))
 
     def _others(self, spec: GenerationSpec, faults: Sequence[Violation]) -> list[Violation]:
         """What is wrong with the parts of a request that could be read."""
