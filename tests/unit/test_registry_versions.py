@@ -14,8 +14,8 @@ from steering_engine.errors import VectorExistsError, VectorMemoryError, VectorT
 from steering_engine.loading import LoadedModel, load_model
 from steering_engine.steering.table import DirectionTable
 from steering_engine.vectors.file import encode_vector
-from steering_engine.vectors.registry import VectorRegistry
-from steering_spec import InvalidRequestError, VectorFacts, VectorRef, Violation, ViolationKind
+from steering_engine.vectors.registry import RegisteredVector, VectorRegistry
+from steering_spec import InvalidRequestError, VectorRef, Violation, ViolationKind
 from tests.support.models import save_tiny_model
 from tests.support.vector_files import full_vector
 from tests.support.vectors import random_vector
@@ -93,18 +93,18 @@ class TestReplacing:
         assert registry.load("calm", files[0], replace=True).current
 
     def test_what_is_not_approved_changes_nothing(self, registry: VectorRegistry, files: list[bytes]) -> None:
-        asked: list[tuple[VectorRef, VectorFacts]] = []
+        asked: list[RegisteredVector] = []
 
-        def refuse(ref: VectorRef, facts: VectorFacts) -> None:
-            asked.append((ref, facts))
+        def refuse(vector: RegisteredVector) -> None:
+            asked.append(vector)
             raise InvalidRequestError([Violation("source", "no")])
 
         old = registry.load("calm", files[0])
         before = registry.infos(all_versions=True), registry.memory(), registry.table_rows()
         with pytest.raises(InvalidRequestError):
             registry.load("calm", files[1], replace=True, approve=refuse)
-        ((ref, facts),) = asked
-        assert (ref, facts.layers) == (VectorRef("calm"), (0, 1))
+        (vector,) = asked
+        assert (vector.id, vector.facts.layers) == ("calm", (0, 1))
         assert (registry.infos(all_versions=True), registry.memory(), registry.table_rows()) == before
         assert registry.load("calm", files[0], approve=refuse) == old  # already current: nothing to approve
 

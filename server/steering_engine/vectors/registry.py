@@ -23,7 +23,7 @@ from steering_engine.vectors.registered import RegisteredVector, check_model, me
 from steering_engine.vectors.schema import SteeringVector
 from steering_spec import InvalidRequestError, VectorFacts, VectorInfo, VectorRef, Violation, ViolationKind
 
-Approve = Callable[[VectorRef, VectorFacts], None]
+Approve = Callable[[RegisteredVector], None]
 """Looks at a vector that is about to become current, and raises where it must not."""
 
 
@@ -161,7 +161,7 @@ class VectorRegistry:
             if version is None:
                 version = self._place(ref.id, vector, approve)
             elif current is not version and approve is not None:
-                approve(ref, version.registered.facts)
+                approve(version.registered)
             with self._lock:
                 self._versions[version.key] = self._current[ref.id] = version
         return self._describe(version)
@@ -173,7 +173,7 @@ class VectorRegistry:
         registered = place(vector_id, vector, self._table)
         try:
             if approve is not None:
-                approve(VectorRef(vector_id), registered.facts)
+                approve(registered)
         except BaseException:
             self._give_back(registered)
             raise

@@ -19,13 +19,21 @@ from typing import Annotated, Literal, Self
 import torch
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from steering_spec.limits import INT32_MAX, MAX_CONTEXT_MATCH
+
 SCHEMA: Literal["steering.vector/1"] = "steering.vector/1"
 MAX_CENTROIDS = 1024
 """Most centroids of a block."""
+MAX_BLOCK = 999_999
+"""Highest block that a tensor can be named after."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Block = Annotated[int, Field(ge=0, le=MAX_BLOCK)]
+# Counts are told in 32 bits.
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
+AtLeastOne = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
 class HeldOutLift(BaseModel):
@@ -34,7 +42,7 @@ class HeldOutLift(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: str
-    problems: Annotated[int, Field(ge=1)]
+    problems: AtLeastOne
     unsteered: Annotated[float, Field(ge=0, le=1)]
     steered: Annotated[float, Field(ge=0, le=1)]
     lift: Finite
@@ -56,8 +64,8 @@ class RecommendedTrigger(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["always", "context", "probe", "similarity"]
-    block: Annotated[int, Field(ge=0)] | None = None
-    min_match: Annotated[int, Field(ge=1)] | None = None
+    block: Block | None = None
+    min_match: Annotated[int, Field(ge=1, le=MAX_CONTEXT_MATCH)] | None = None
     threshold: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
     min_cosine: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = None
 
@@ -94,24 +102,24 @@ class VectorMetadata(BaseModel):
     model_revision: str = ""
     model_config_digest: Sha256
     tokenizer_digest: Sha256
-    hidden_size: Annotated[int, Field(ge=1)]
-    block_count: Annotated[int, Field(ge=1)]
+    hidden_size: AtLeastOne
+    block_count: AtLeastOne
     hook_point: Literal["resid_post"] = "resid_post"
     method: Annotated[str, Field(min_length=1)]
-    calibrated_strength: dict[int, Positive]
-    residual_norm: dict[int, Positive]
-    probe_threshold: dict[int, Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]] = Field(
+    calibrated_strength: dict[Block, Positive]
+    residual_norm: dict[Block, Positive]
+    probe_threshold: dict[Block, Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]] = Field(
         default_factory=dict
     )
-    probe_auc: dict[int, Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = Field(
+    probe_auc: dict[Block, Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = Field(
         default_factory=dict
     )
-    centroid_min_cosine: dict[int, Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]] = Field(
+    centroid_min_cosine: dict[Block, Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]] = Field(
         default_factory=dict
     )
-    context_min_match: Annotated[int, Field(ge=0)] = 0
-    event_count: Annotated[int, Field(ge=0)] = 0
-    split_half_cosine: dict[int, Annotated[float, Field(ge=-1.000001, le=1.000001)]] = Field(
+    context_min_match: Annotated[int, Field(ge=0, le=MAX_CONTEXT_MATCH)] = 0
+    event_count: Count = 0
+    split_half_cosine: dict[Block, Annotated[float, Field(ge=-1.000001, le=1.000001)]] = Field(
         default_factory=dict
     )
     source_run_digest: str = ""

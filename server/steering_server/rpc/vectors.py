@@ -11,10 +11,11 @@ import grpc
 
 from steering.v1 import vector_pb2, vector_pb2_grpc
 from steering_engine.model import SteeredModel
+from steering_engine.vectors.registered import RegisteredVector
 from steering_engine.vectors.registry import not_loaded, ref_order
 from steering_server.rpc.default_steering import check_becoming_current, check_unloading
 from steering_server.rpc.vector_files import find_vector_file
-from steering_spec import InvalidRequestError, SteeringSpec, VectorFacts, VectorRef, Violation, limits
+from steering_spec import InvalidRequestError, SteeringSpec, VectorRef, Violation, limits
 from steering_spec.convert.resources import vector_to_proto
 
 
@@ -106,8 +107,10 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         await asyncio.wrap_future(unloading.freed)
         return vector_pb2.UnloadVectorResponse(vector=vector_to_proto(unloading.info))
 
-    def _approve(self, ref: VectorRef, facts: VectorFacts) -> None:
-        check_becoming_current(ref, facts, self._default_steering, self._model)
+    def _approve(self, vector: RegisteredVector) -> None:
+        # What could not be told must not be loaded: every list of vectors would fail with it.
+        vector_to_proto(vector.describe(current=True, running_requests=0))
+        check_becoming_current(VectorRef(vector.id), vector.facts, self._default_steering, self._model)
 
     def _source(self, request: vector_pb2.LoadVectorRequest) -> Path | bytes:
         faults: list[Violation] = []
