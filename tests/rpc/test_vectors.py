@@ -10,11 +10,12 @@ import grpc
 import pytest
 
 from steering.v1 import vector_pb2, vector_pb2_grpc
+from steering_engine.vectors.file import encode_vector
 from steering_server.rpc.vector_files import unreadable
 from steering_spec import ViolationKind, limits
 from tests.support.server import LiveServer
 from tests.support.statuses import Failure, failure
-from tests.support.vectors import save_random_vector
+from tests.support.vectors import random_vector, save_random_vector
 
 Stub = vector_pb2_grpc.VectorServiceStub
 
@@ -142,6 +143,28 @@ def test_a_page_size_above_the_limit_is_taken_as_the_limit(stub: Stub) -> None:
 def test_a_negative_page_size_is_refused(stub: Stub) -> None:
     refused = list_failure(stub, page_size=-1)
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["page_size"])
+
+
+def test_a_page_ends_where_it_would_become_too_long(stub: Stub, server: LiveServer) -> None:
+    def file(number: int) -> bytes:
+        return encode_vector(
+            random_vector(server.model.loaded, "long", [0], seed=number, licence=chr(1) * 40_000)
+        )
+
+    long = [f"vectors/long-{number:02}" for number in range(20)]
+    for number, name in enumerate(long):  # nearly 240 KiB of each are told
+        stub.LoadVector(vector_pb2.LoadVectorRequest(name=name, safetensors=file(number)))
+    pages, token = [], ""
+    while not pages or token:
+        pages.append(stub.ListVectors(vector_pb2.ListVectorsRequest(page_size=1000, page_token=token)))
+        token = pages[-1].next_page_token
+    for name in long:
+        stub.UnloadVector(vector_pb2.UnloadVectorRequest(name=name))
+    assert len(pages) == 2
+    assert all(page.ByteSize() < 4 << 20 for page in pages)
+    told = [name for page in pages for name in names(page)]
+    assert told == sorted(told)
+    assert set(long) < set(told)
 
 
 def test_all_faults_of_a_list_are_told_at_once(stub: Stub) -> None:

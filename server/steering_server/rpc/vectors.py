@@ -19,6 +19,9 @@ from steering_spec import InvalidRequestError, SteeringSpec, VectorInfo, VectorR
 from steering_spec.convert.resources import vector_to_proto
 from steering_spec.naming import SHA256_RULE, is_sha256
 
+MAX_PAGE_BYTES = 4 * 1024 * 1024 - 64 * 1024
+"""Of a page of more than one vector; gRPC takes messages up to 4 MiB where nobody says otherwise."""
+
 
 class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
     """Serves the registry; loads files by path from one directory only."""
@@ -54,12 +57,21 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         refs = self._registry.refs(all_versions=request.all_versions)
         # The token is the last name of the page before, so a vector loaded meanwhile shifts no page.
         start = 0 if last is None else bisect_right(refs, ref_order(last), key=ref_order)
-        page = refs[start : start + size]
-        found = (info for ref in page if (info := self._registry.info(ref)) is not None)
-        more = start + size < len(refs)
-        return vector_pb2.ListVectorsResponse(
-            vectors=map(vector_to_proto, found), next_page_token=page_token(page[-1].name) if more else ""
-        )
+        response = vector_pb2.ListVectorsResponse()
+        room = MAX_PAGE_BYTES
+        end = start
+        for ref in refs[start : start + size]:
+            info = self._registry.info(ref)
+            if info is not None:  # None was unloaded meanwhile
+                vector = vector_to_proto(info)
+                room -= vector.ByteSize()
+                if room < 0 and response.vectors:
+                    break
+                response.vectors.append(vector)
+            end += 1
+        if end < len(refs):
+            response.next_page_token = page_token(refs[end - 1].name)
+        return response
 
     async def GetVector(  # noqa: N802 -- the name of the RPC
         self,
