@@ -154,7 +154,8 @@ def test_a_page_ends_where_it_would_become_too_long(stub: Stub, server: LiveServ
     long = [f"vectors/long-{number:02}" for number in range(20)]
     for number, name in enumerate(long):  # nearly 240 KiB of each are told
         stub.LoadVector(vector_pb2.LoadVectorRequest(name=name, safetensors=file(number)))
-    pages, token = [], ""
+    pages: list[vector_pb2.ListVectorsResponse] = []
+    token = ""
     while not pages or token:
         pages.append(stub.ListVectors(vector_pb2.ListVectorsRequest(page_size=1000, page_token=token)))
         token = pages[-1].next_page_token

@@ -14,7 +14,8 @@ from steering_engine.errors import VectorExistsError, VectorMemoryError, VectorT
 from steering_engine.loading import LoadedModel, load_model
 from steering_engine.steering.table import DirectionTable
 from steering_engine.vectors.file import encode_vector
-from steering_engine.vectors.registry import RegisteredVector, VectorRegistry
+from steering_engine.vectors.registered import RegisteredVector
+from steering_engine.vectors.registry import VectorRegistry
 from steering_spec import InvalidRequestError, VectorRef, Violation, ViolationKind
 from tests.support.models import save_tiny_model
 from tests.support.vector_files import full_vector, metadata_size

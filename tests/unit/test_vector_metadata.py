@@ -90,7 +90,7 @@ class TestSizes:
         )
 
     def test_a_field_has_so_many_entries_and_one_more_is_not_even_looked_at(self, sound: bytes) -> None:
-        many = {str(number): [] for number in range(MAX_METADATA_ENTRIES + 1)}
+        many: dict[str, object] = {str(number): [] for number in range(MAX_METADATA_ENTRIES + 1)}
         told = f"{MAX_METADATA_ENTRIES + 1} entries; at most {MAX_METADATA_ENTRIES} are allowed"
         for field in ("discovery_settings", "calibrated_strength", "held_out_lift"):
             assert problems_of(changed(sound, set_metadata(**{field: many}))) == (
