@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _VECTOR_ID = re.compile(r"[a-z][a-z0-9-]{0,62}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
+SHA256_RULE = "64 digits of lowercase hex"
 VECTOR_NAME_RULE = "vectors/{vector} with vector = [a-z][a-z0-9-]{0,62}, optionally @{sha256}"
 
 
@@ -35,3 +36,8 @@ class VectorRef:
             shown = text if len(text) <= 80 else text[:77] + "..."
             raise ValueError(f"{shown!r} is no vector name; expected {VECTOR_NAME_RULE}")
         return cls(identifier, digest or None)
+
+
+def is_sha256(text: str) -> bool:
+    """Whether a text is a SHA-256 as it is written everywhere here, in lowercase hex."""
+    return _SHA256.match(text) is not None

@@ -14,6 +14,7 @@ EngineError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 _MAX_REASON_CHARACTERS = 300
 
@@ -33,11 +34,17 @@ class ModelError(EngineError):
 
 
 class VectorFileError(EngineError):
-    """A vector file that is wrong. `problems` holds everything that is, one sentence each."""
+    """A vector file that is wrong. `problems` holds everything that is, one sentence each.
 
-    def __init__(self, source: str, problems: Sequence[str]) -> None:
+    `field` is that of a LoadVector request to blame: its source, or the digest that it expects.
+    """
+
+    def __init__(
+        self, source: str, problems: Sequence[str], field: Literal["source", "sha256"] = "source"
+    ) -> None:
         self.source = source
         self.problems = tuple(problems)
+        self.field = field
         super().__init__(f"{source}: " + "; ".join(self.problems))
 
 

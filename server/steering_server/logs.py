@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -21,6 +22,9 @@ NOTES: ContextVar[dict[str, Any] | None] = ContextVar("notes", default=None)
 
 _IN_MESSAGE = frozenset({"method", "code", "reason", "seconds"})
 """Notes of a call that its message tells already; people need not read them twice."""
+
+_BREAKING = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters but the tab, and the other line breaks of Unicode."""
 
 _LIBRARIES = ("transformers", "huggingface_hub", "ContinuousBatchingLogger")
 
@@ -51,9 +55,18 @@ def adopt_library_loggers() -> None:
         logger.setLevel(logging.WARNING)
 
 
+def _escaped(text: str) -> str:
+    """The text with whatever would break or rewrite a line of a terminal escaped, as Python writes it."""
+    return _BREAKING.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 class _TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's name
+        # The line without a traceback: a file's name may be in it, and so a line break.
+        return _escaped(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
         notes = {name: value for name, value in _notes(record).items() if name not in _IN_MESSAGE}

@@ -50,6 +50,7 @@ def folder(
         sparse.truncate(TEN_GB)
     outside = save_random_vector(directory.parent, loaded, "outside", [0])
     (directory / "link.safetensors").symlink_to(outside)
+    (directory / "dangling.safetensors").symlink_to("nowhere")
     os.mkfifo(directory / "pipe.safetensors")
     return directory
 
@@ -103,7 +104,12 @@ def test_a_start_names_each_and_loads_the_others(
     model_folder: Path, folder: Path, hostile: dict[str, Hostile]
 ) -> None:
     told = {name: "; ".join(file.problems) for name, file in hostile.items()}
-    told |= {"huge": TOO_LARGE, "link": LINK, "pipe": "not a regular file"}
+    told |= {
+        "dangling": "No such file or directory",
+        "huge": TOO_LARGE,
+        "link": LINK,
+        "pipe": "not a regular file",
+    }
 
     faults, _ = check(ServerConfig(model=str(model_folder), vectors=folder))
 
@@ -117,7 +123,7 @@ def test_without_a_model_they_are_named_all_the_same(
 
     assert f"vector not loaded: huge.safetensors: {TOO_LARGE}" in faults
     assert f"vector not loaded: link.safetensors: {LINK}" in faults
-    assert len(faults) == 1 + len(hostile) + 3
+    assert len(faults) == 1 + len(hostile) + 4
 
 
 def refused_with(stub: Stub, request: vector_pb2.LoadVectorRequest, problems: tuple[str, ...]) -> None:

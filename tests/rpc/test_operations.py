@@ -235,7 +235,8 @@ def test_no_text_of_a_caller_can_forge_a_line(
     token = REQUEST_ID.set(evil)
     try:
         configure_logging(log_format)
-        logging.getLogger("test").info("done", extra={"notes": {"code": "OK", "prompt": evil, "tokens": 3}})
+        notes = {"code": "OK", "prompt": evil, "tokens": 3}
+        logging.getLogger("test").info("%s done", evil, extra={"notes": notes})
     finally:
         REQUEST_ID.reset(token)
         root.handlers[:] = handlers
@@ -246,7 +247,22 @@ def test_no_text_of_a_caller_can_forge_a_line(
         assert (entry["prompt"], entry["tokens"], entry["request_id"]) == (evil, 3, evil)
         assert entry["code"] == "OK"
     else:  # the code stands in the message of a call already
-        assert line.endswith(f" INFO test: done prompt={evil!r} tokens=3 request_id={evil!r}")
+        escaped = evil.replace("\n", "\\n")
+        assert line.endswith(f" INFO test: {escaped} done prompt={evil!r} tokens=3 request_id={evil!r}")
+
+
+def test_a_traceback_keeps_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        configure_logging(LogFormat.TEXT)
+        logging.getLogger("test").error("a\x1b[2K\r\u2028\x85b\tc", exc_info=ValueError("no"))
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    line, *traceback = capsys.readouterr().err.splitlines()
+    assert line.endswith(" ERROR test: a\\x1b[2K\\r\\u2028\\x85b\tc")
+    assert traceback == ["ValueError: no"]
 
 
 def test_health_says_so_when_the_engine_is_lost(model_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

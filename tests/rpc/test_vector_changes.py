@@ -27,6 +27,7 @@ from steering_client import (
 from steering_engine.vectors.file import encode_vector
 from tests.support.fixtures import CONTEXT
 from tests.support.server import LiveServer, wait_until
+from tests.support.vector_files import metadata_size
 from tests.support.vectors import random_vector, save_random_vector
 
 Requests = Sequence[dict[str, Any]]
@@ -202,7 +203,7 @@ async def test_the_default_steering_keeps_its_vectors(model_folder: Path, tmp_pa
 
 
 def test_vectors_beyond_the_memory_are_refused(model_folder: Path, server: LiveServer) -> None:
-    one = 2 * 2 * 4 * 32  # float32, two blocks, as read and as rows
+    one = 2 * 2 * 4 * 32 + metadata_size(file(server, 1))  # float32, two blocks, as read and as rows
     with LiveServer(model_folder, vector_memory_bytes=2 * one) as small, Client(small.address) as client:
         for seed in (1, 2):
             client.load_vector(f"v{seed}", file=file(server, seed))

@@ -10,10 +10,12 @@ import grpc
 import pytest
 
 from steering.v1 import vector_pb2, vector_pb2_grpc
-from steering_spec import limits
+from steering_engine.vectors.file import encode_vector
+from steering_server.rpc.vector_files import unreadable
+from steering_spec import ViolationKind, limits
 from tests.support.server import LiveServer
 from tests.support.statuses import Failure, failure
-from tests.support.vectors import save_random_vector
+from tests.support.vectors import random_vector, save_random_vector
 
 Stub = vector_pb2_grpc.VectorServiceStub
 
@@ -143,6 +145,33 @@ def test_a_negative_page_size_is_refused(stub: Stub) -> None:
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["page_size"])
 
 
+def test_a_page_ends_where_it_would_become_too_long(stub: Stub, server: LiveServer) -> None:
+    def file(number: int) -> bytes:
+        return encode_vector(
+            random_vector(server.model.loaded, "long", [0], seed=number, licence=chr(1) * 40_000)
+        )
+
+    long = [f"vectors/long-{number:02}" for number in range(20)]
+    for number, name in enumerate(long):  # nearly 240 KiB of each are told
+        stub.LoadVector(vector_pb2.LoadVectorRequest(name=name, safetensors=file(number)))
+    pages: list[vector_pb2.ListVectorsResponse] = []
+    token = ""
+    while not pages or token:
+        pages.append(stub.ListVectors(vector_pb2.ListVectorsRequest(page_size=1000, page_token=token)))
+        token = pages[-1].next_page_token
+    for name in long:
+        stub.UnloadVector(vector_pb2.UnloadVectorRequest(name=name))
+    assert len(pages) == 2
+    assert all(page.ByteSize() < 4 << 20 for page in pages)
+    told = [name for page in pages for name in names(page)]
+    assert told == sorted(told)
+    assert set(long) < set(told)
+
+
+def test_all_faults_of_a_list_are_told_at_once(stub: Stub) -> None:
+    assert list_failure(stub, page_size=-1, page_token="%%").fields == ["page_size", "page_token"]
+
+
 @pytest.mark.parametrize("token", ["v1", "!!", "dg==", "ÿ", "dmVjdG9ycy92M", "Ly4uLw=="])
 def test_a_token_that_was_not_given_out_is_refused(stub: Stub, token: str) -> None:
     refused = list_failure(stub, page_token=token)
@@ -171,7 +200,14 @@ def test_another_digest_is_refused(stub: Stub, folder: Path) -> None:
     data = (folder / "v1.safetensors").read_bytes()
     refused = load_failure(stub, safetensors=data, sha256="0" * 64)
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_VECTOR_FILE")
+    assert refused.fields == ["sha256"]
     assert hashlib.sha256(data).hexdigest() in refused.message
+
+
+@pytest.mark.parametrize("digest", ["0" * 63, "A" * 64, "0" * 64 + "\n", "v1"])
+def test_what_is_no_digest_is_refused_before_the_file_is_read(stub: Stub, digest: str) -> None:
+    refused = load_failure(stub, safetensors=b"none", sha256=digest)
+    assert (refused.reason, refused.fields) == ("INVALID_REQUEST", ["sha256"])
 
 
 def test_a_taken_name_is_refused(stub: Stub, folder: Path) -> None:
@@ -231,6 +267,28 @@ def test_a_path_without_a_file_is_not_found(stub: Stub, path: str) -> None:
     assert (refused.code, refused.fields) == (grpc.StatusCode.NOT_FOUND, ["path"])
 
 
+def test_a_file_that_can_not_be_read_is_refused_with_the_reason(model_folder: Path) -> None:
+    directory = Path(
+        "/proc/self"
+    ).resolve()  # whose `mem` is a file that opens, and whose first byte is not there
+    with LiveServer(model_folder, vectors=directory) as server, server.channel() as channel:
+        refused = load_failure(Stub(channel), path="mem")
+        assert not names(Stub(channel).ListVectors(vector_pb2.ListVectorsRequest()))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.FAILED_PRECONDITION, ["path"])
+    assert refused.message.endswith("this file can't be read: Input/output error")
+
+
+def test_a_file_that_is_deleted_meanwhile_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        (tmp_path / "gone.safetensors").open()
+    refused = unreadable(caught.value)
+    assert (refused.kind, [fault.field for fault in refused.violations]) == (
+        ViolationKind.NOT_FOUND,
+        ["path"],
+    )
+    assert str(tmp_path) not in str(refused)
+
+
 def test_a_faulty_file_does_not_tell_where_the_directory_is(stub: Stub, folder: Path) -> None:
     (folder / "bad.safetensors").write_bytes(b"bad")
     refused = load_failure(stub, path="bad.safetensors")
@@ -259,6 +317,7 @@ def test_a_malformed_name_is_refused(stub: Stub, name: str, folder: Path) -> Non
 
 def test_all_faults_of_a_load_are_told_at_once(stub: Stub) -> None:
     assert load_failure(stub, name="Upper").fields == ["name", "source"]
+    assert load_failure(stub, name="Upper", sha256="x").fields == ["name", "source", "sha256"]
     assert load_failure(stub, name="Upper", path="..").fields == ["name", "path"]
 
 

@@ -56,6 +56,11 @@ def metadata_of(data: bytes) -> Metadata:
     return found
 
 
+def metadata_size(data: bytes) -> int:
+    """Bytes of the metadata of a file, which a loaded vector keeps."""
+    return sum(len(text.encode()) for pair in metadata_of(data).items() for text in pair)
+
+
 def changed(data: bytes, change: Change) -> bytes:
     """The file with its tensors and metadata changed."""
     tensors, metadata = load(data), metadata_of(data)

@@ -14,10 +14,11 @@ from steering_engine.errors import VectorExistsError, VectorMemoryError, VectorT
 from steering_engine.loading import LoadedModel, load_model
 from steering_engine.steering.table import DirectionTable
 from steering_engine.vectors.file import encode_vector
+from steering_engine.vectors.registered import RegisteredVector
 from steering_engine.vectors.registry import VectorRegistry
-from steering_spec import InvalidRequestError, VectorFacts, VectorRef, Violation, ViolationKind
+from steering_spec import InvalidRequestError, VectorRef, Violation, ViolationKind
 from tests.support.models import save_tiny_model
-from tests.support.vector_files import full_vector
+from tests.support.vector_files import full_vector, metadata_size
 from tests.support.vectors import random_vector
 
 ROW = 32 * 4  # bytes of a row, of which a vector is kept twice: as read, and in the table
@@ -93,18 +94,18 @@ class TestReplacing:
         assert registry.load("calm", files[0], replace=True).current
 
     def test_what_is_not_approved_changes_nothing(self, registry: VectorRegistry, files: list[bytes]) -> None:
-        asked: list[tuple[VectorRef, VectorFacts]] = []
+        asked: list[RegisteredVector] = []
 
-        def refuse(ref: VectorRef, facts: VectorFacts) -> None:
-            asked.append((ref, facts))
+        def refuse(vector: RegisteredVector) -> None:
+            asked.append(vector)
             raise InvalidRequestError([Violation("source", "no")])
 
         old = registry.load("calm", files[0])
         before = registry.infos(all_versions=True), registry.memory(), registry.table_rows()
         with pytest.raises(InvalidRequestError):
             registry.load("calm", files[1], replace=True, approve=refuse)
-        ((ref, facts),) = asked
-        assert (ref, facts.layers) == (VectorRef("calm"), (0, 1))
+        (vector,) = asked
+        assert (vector.id, vector.facts.layers) == ("calm", (0, 1))
         assert (registry.infos(all_versions=True), registry.memory(), registry.table_rows()) == before
         assert registry.load("calm", files[0], approve=refuse) == old  # already current: nothing to approve
 
@@ -228,23 +229,26 @@ class TestLeases:
 
 
 class TestMemory:
-    def test_a_vector_takes_its_tensors_twice_and_its_contexts(
+    def test_a_vector_takes_its_tensors_twice_its_contexts_and_its_metadata(
         self, registry: VectorRegistry, files: list[bytes]
     ) -> None:
-        assert registry.load("one", files[0]).memory_bytes == 2 * ROW
-        assert registry.load("full", files[2]).memory_bytes == 2 * 9 * ROW + 6 * 300
-        assert registry.memory().used == 2 * 10 * ROW + 6 * 300
+        one = 2 * ROW + metadata_size(files[0])
+        full = 2 * 9 * ROW + 6 * 300 + metadata_size(files[2])
+        assert registry.load("one", files[0]).memory_bytes == one
+        assert registry.load("full", files[2]).memory_bytes == full
+        assert registry.memory().used == one + full
 
     def test_what_does_not_fit_is_refused_and_fits_when_another_has_gone(
         self, loaded: LoadedModel, table: DirectionTable, files: list[bytes]
     ) -> None:
-        registry = VectorRegistry(loaded, table, memory_bytes=5 * ROW)
+        first, second = (2 * ROW * rows + metadata_size(files[rows - 1]) for rows in (1, 2))
+        registry = VectorRegistry(loaded, table, memory_bytes=first + second - 1)
         registry.load("calm", files[0])
         with pytest.raises(VectorMemoryError) as caught:
             registry.load("calm", files[1], replace=True)
         assert str(caught.value) == (
-            "the vector needs 512 bytes, and loaded vectors take 256 of 640 already; unload some, or make "
-            "vector_memory_bytes larger"
+            f"the vector needs {second} bytes, and loaded vectors take {first} of {first + second - 1} already; "
+            "unload some, or make vector_memory_bytes larger"
         )
         assert (names(registry), registry.table_rows()[0]) == (["vectors/calm"], 1)
         registry.unload("calm")
@@ -253,7 +257,7 @@ class TestMemory:
     def test_what_is_still_leased_counts(
         self, loaded: LoadedModel, table: DirectionTable, files: list[bytes]
     ) -> None:
-        registry = VectorRegistry(loaded, table, memory_bytes=3 * ROW)
+        registry = VectorRegistry(loaded, table, memory_bytes=3 * ROW + metadata_size(files[0]))
         registry.load("calm", files[0])
         lease = registry.lease()
         lease.find(VectorRef("calm"))
@@ -272,7 +276,7 @@ class TestMemory:
         with pytest.raises(VectorTableFullError):
             registry.load("calm", files[2], replace=True)
         assert registry.infos(all_versions=True) == [before]
-        assert (registry.memory().used, registry.table_rows()) == (2 * ROW, (1, 3))
+        assert (registry.memory().used, registry.table_rows()) == (before.memory_bytes, (1, 3))
 
     def test_a_thousand_loads_and_unloads_leave_memory_and_table_as_they_were(
         self, registry: VectorRegistry, files: list[bytes]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from steering_engine.errors import VectorFileError
-from steering_engine.vectors.header import read_header
-from steering_engine.vectors.schema import SCHEMA, SteeringVector, VectorMetadata
+from steering_engine.vectors.header import (
+    MAX_METADATA_BYTES,
+    listed,
+    metadata_bytes,
+    read_header,
+    unique_json,
+)
+from steering_engine.vectors.schema import MAX_METADATA_ENTRIES, SCHEMA, SteeringVector, VectorMetadata
 from steering_engine.vectors.tensors import tensor_problems, tensors_of, vector_of
 from steering_spec import limits
 
@@ -124,25 +132,45 @@ def parse_vector(data: bytes, source: str) -> SteeringVector:
         raise VectorFileError(
             source, [f"not a steering vector: its metadata name no schema (expected {SCHEMA})"]
         )
+    if (size := metadata_bytes(header)) > MAX_METADATA_BYTES:
+        raise VectorFileError(
+            source, [f"its metadata have {size} bytes; at most {MAX_METADATA_BYTES} are kept"]
+        )
     problems: list[str] = []
     metadata = _metadata(header, problems)
     problems += tensor_problems(tensors, metadata)
     if problems or metadata is None:
         raise VectorFileError(source, problems)
-    return vector_of(tensors, metadata, hashlib.sha256(data).hexdigest())
+    vector = vector_of(tensors, metadata, hashlib.sha256(data).hexdigest())
+    return dataclasses.replace(vector, metadata_bytes=size)
 
 
 def _metadata(texts: dict[str, str], problems: list[str]) -> VectorMetadata | None:
     values: dict[str, Any] = {}
     for key, text in texts.items():
         try:
-            values[key] = json.loads(text)
+            value, twice = unique_json(text)
         except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nested too deeply
             problems.append(f"metadata {key!r} is not JSON")
+            continue
+        if twice:
+            problems.append(f"metadata {key!r} has {listed(twice)} more than once")
+        values[key] = value
+    if crowded := [*_crowded(values)]:
+        problems += crowded
+        return None
     try:
         return VectorMetadata.model_validate(values)
     except ValidationError as error:
-        for fault in error.errors():
+        for fault in error.errors(include_url=False, include_input=False):
             where = ".".join(map(str, fault["loc"]))
             problems.append(f"metadata {where!r}: {fault['msg']}")
         return None
+
+
+def _crowded(values: dict[str, Any]) -> Iterator[str]:
+    # Every entry that is wrong is told, so their number is judged before.
+    for where, entries in (("", values), *values.items()):
+        if isinstance(entries, dict) and len(entries) > MAX_METADATA_ENTRIES:
+            name = f"metadata {where!r}" if where else "metadata"
+            yield f"{name}: {len(entries)} entries; at most {MAX_METADATA_ENTRIES} are allowed"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 """Longest header that is read; reading JSON holds every other thread up."""
+MAX_METADATA_BYTES = 256 * 1024
+"""Most bytes of all metadata together; loaded vectors keep them, and lists of vectors tell them."""
 
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
@@ -52,25 +54,44 @@ def read_header(data: bytes) -> dict[str, str]:
     return texts
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def metadata_bytes(texts: Mapping[str, str]) -> int:
+    """Bytes of metadata, their names among them."""
+    return sum(len(text.encode(errors="surrogatepass")) for pair in texts.items() for text in pair)
+
+
+def unique_json(text: str | bytes) -> tuple[Any, list[str]]:
+    """Reads JSON; also the names that an object of it has more than once, which `json` takes the last of.
+
+    Raises:
+        ValueError: It is none.
+        RecursionError: It is nested too deeply.
+    """
     twice: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # By itself `json` takes the last of equal names without a word, and so does the library.
         if len(found := dict(pairs)) < len(pairs):
             counts = Counter(name for name, _ in pairs)
             twice.extend(name for name, count in counts.items() if count > 1)
         return found
 
+    return json.loads(text, object_pairs_hook=unique), twice
+
+
+def _object(text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text, object_pairs_hook=unique)
+        header, twice = unique_json(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its header is no JSON: {error}") from error
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")  # noqa: TRY004 -- of the file, not of a caller
-    if twice:
-        raise ValueError(f"its header has {', '.join(map(repr, twice[:10]))} more than once")
+    if twice:  # the library takes the last without a word, too
+        raise ValueError(f"its header has {listed(twice)} more than once")
     return header
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a message, the first few of many."""
+    return ", ".join(map(repr, names[:10])) + (" and others" if len(names) > 10 else "")
 
 
 def _ends(header: Mapping[str, Any]) -> Iterator[int]:

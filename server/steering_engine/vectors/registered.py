@@ -156,11 +156,11 @@ def check_model(origin: str, vector: SteeringVector, loaded: LoadedModel) -> Non
 
 
 def memory_of(vector: SteeringVector) -> int:
-    """Bytes that a loaded vector takes: its tensors as read, the same as rows of the table, its contexts to match."""
+    """Bytes that a loaded vector takes: tensors as read, the same as rows of the table, contexts to match, metadata."""
     probes = (probe.weight for probe in vector.probes.values())
     tensors = (*vector.directions.values(), *probes, *vector.centroids.values())
     ids = sum(map(len, vector.contexts))
-    return 2 * sum(tensor.nbytes for tensor in tensors) + BYTES_PER_ID * ids
+    return 2 * sum(tensor.nbytes for tensor in tensors) + BYTES_PER_ID * ids + vector.metadata_bytes
 
 
 def place(vector_id: str, vector: SteeringVector, table: DirectionTable) -> RegisteredVector:

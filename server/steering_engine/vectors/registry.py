@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steering_engine.engine.limits import DEFAULT_VECTOR_MEMORY_BYTES
-from steering_engine.errors import EngineError, VectorExistsError, VectorFileError, VectorMemoryError
+from steering_engine.errors import (
+    EngineError,
+    VectorExistsError,
+    VectorFileError,
+    VectorMemoryError,
+)
 from steering_engine.loading import LoadedModel
 from steering_engine.steering.table import DirectionTable
 from steering_engine.vectors.file import check_inside, parse_vector, read_vector_file
@@ -23,7 +28,7 @@ from steering_engine.vectors.registered import RegisteredVector, check_model, me
 from steering_engine.vectors.schema import SteeringVector
 from steering_spec import InvalidRequestError, VectorFacts, VectorInfo, VectorRef, Violation, ViolationKind
 
-Approve = Callable[[VectorRef, VectorFacts], None]
+Approve = Callable[[RegisteredVector], None]
 """Looks at a vector that is about to become current, and raises where it must not."""
 
 
@@ -141,7 +146,7 @@ class VectorRegistry:
             VectorExistsError: Another version is current, and is not to be replaced.
             VectorMemoryError: Loaded vectors would take too much memory.
             VectorTableFullError: There is no room for the vector's rows.
-            FileNotFoundError: There is no such file.
+            OSError: The file can't be read; FileNotFoundError where there is none.
         """
         ref = _plain_ref(name)
         data, origin = (
@@ -149,7 +154,7 @@ class VectorRegistry:
         )
         vector = parse_vector(data, origin)
         if sha256 and sha256 != vector.sha256:
-            raise VectorFileError(origin, [f"its SHA-256 is {vector.sha256}, not {sha256}"])
+            raise VectorFileError(origin, [f"its SHA-256 is {vector.sha256}, not {sha256}"], "sha256")
         check_model(origin, vector, self._loaded)
         with self._changing:
             current, version = self._current.get(ref.id), self._versions.get((ref.id, vector.sha256))
@@ -161,7 +166,7 @@ class VectorRegistry:
             if version is None:
                 version = self._place(ref.id, vector, approve)
             elif current is not version and approve is not None:
-                approve(ref, version.registered.facts)
+                approve(version.registered)
             with self._lock:
                 self._versions[version.key] = self._current[ref.id] = version
         return self._describe(version)
@@ -173,7 +178,7 @@ class VectorRegistry:
         registered = place(vector_id, vector, self._table)
         try:
             if approve is not None:
-                approve(VectorRef(vector_id), registered.facts)
+                approve(registered)
         except BaseException:
             self._give_back(registered)
             raise
@@ -225,8 +230,10 @@ class VectorRegistry:
                 infos.append(self.load(path.stem, path))
             except VectorFileError as error:
                 errors.append(error)
-            except (InvalidRequestError, EngineError, OSError) as error:
+            except (InvalidRequestError, EngineError) as error:
                 errors.append(VectorFileError(path.name, [str(error)]))
+            except OSError as error:  # its own text has an errno and the whole path
+                errors.append(VectorFileError(path.name, [error.strerror or str(error)]))
         return infos, errors
 
     def _version(self, ref: VectorRef) -> Version | None:

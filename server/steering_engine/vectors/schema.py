@@ -13,19 +13,58 @@ texts, one for each field of `VectorMetadata`.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from steering_spec.limits import INT32_MAX, MAX_CONTEXT_MATCH
 
 SCHEMA: Literal["steering.vector/1"] = "steering.vector/1"
 MAX_CENTROIDS = 1024
 """Most centroids of a block."""
+MAX_METADATA_ENTRIES = 1024
+"""Most entries of a field of the metadata, such as strengths by block or settings by name."""
+MAX_BLOCK = 999_999
+"""Highest block that a tensor can be named after."""
+
+_BLOCK = re.compile(r"(0|[1-9][0-9]*)\Z")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _written_plainly(block: object) -> object:
+    if isinstance(block, str) and not _BLOCK.match(block):
+        raise ValueError("a block is written as 0, 1, 2 and so on, with digits alone")
+    return block
+
+
+def _setting_that_can_be_told(value: str | float | bool | None) -> str | int | float | bool | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("Input should be a finite number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError("a whole number has at most 64 bits")
+    return value
+
+
+Block = Annotated[int, BeforeValidator(_written_plainly), Field(ge=0, le=MAX_BLOCK)]
+Setting = Annotated[str | int | float | bool | None, AfterValidator(_setting_that_can_be_told)]
+# Counts are told in 32 bits.
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
+AtLeastOne = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
 class HeldOutLift(BaseModel):
@@ -34,7 +73,7 @@ class HeldOutLift(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: str
-    problems: Annotated[int, Field(ge=1)]
+    problems: AtLeastOne
     unsteered: Annotated[float, Field(ge=0, le=1)]
     steered: Annotated[float, Field(ge=0, le=1)]
     lift: Finite
@@ -56,8 +95,8 @@ class RecommendedTrigger(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["always", "context", "probe", "similarity"]
-    block: Annotated[int, Field(ge=0)] | None = None
-    min_match: Annotated[int, Field(ge=1)] | None = None
+    block: Block | None = None
+    min_match: Annotated[int, Field(ge=1, le=MAX_CONTEXT_MATCH)] | None = None
     threshold: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
     min_cosine: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = None
 
@@ -94,28 +133,28 @@ class VectorMetadata(BaseModel):
     model_revision: str = ""
     model_config_digest: Sha256
     tokenizer_digest: Sha256
-    hidden_size: Annotated[int, Field(ge=1)]
-    block_count: Annotated[int, Field(ge=1)]
+    hidden_size: AtLeastOne
+    block_count: AtLeastOne
     hook_point: Literal["resid_post"] = "resid_post"
     method: Annotated[str, Field(min_length=1)]
-    calibrated_strength: dict[int, Positive]
-    residual_norm: dict[int, Positive]
-    probe_threshold: dict[int, Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]] = Field(
+    calibrated_strength: dict[Block, Positive]
+    residual_norm: dict[Block, Positive]
+    probe_threshold: dict[Block, Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]] = Field(
         default_factory=dict
     )
-    probe_auc: dict[int, Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = Field(
+    probe_auc: dict[Block, Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = Field(
         default_factory=dict
     )
-    centroid_min_cosine: dict[int, Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]] = Field(
+    centroid_min_cosine: dict[Block, Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]] = Field(
         default_factory=dict
     )
-    context_min_match: Annotated[int, Field(ge=0)] = 0
-    event_count: Annotated[int, Field(ge=0)] = 0
-    split_half_cosine: dict[int, Annotated[float, Field(ge=-1.000001, le=1.000001)]] = Field(
-        default_factory=dict
-    )
+    context_min_match: Annotated[int, Field(ge=0, le=MAX_CONTEXT_MATCH)] = 0
+    event_count: Count = 0
+    split_half_cosine: dict[
+        Block, Annotated[float, Field(ge=-1.000001, le=1.000001, allow_inf_nan=False)]
+    ] = Field(default_factory=dict)
     source_run_digest: str = ""
-    discovery_settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    discovery_settings: dict[str, Setting] = Field(default_factory=dict)
     held_out_lift: HeldOutLift | None = None
     recommended_trigger: RecommendedTrigger | None = None
     created: AwareDatetime
@@ -146,6 +185,7 @@ class SteeringVector:
         probes: Probe for pivotal steps by block.
         centroids: Centroids of recorded pivots `[k, hidden]` float32 (CPU) by block, as long as they are.
         sha256: Digest of the file; empty for a vector that was not read from one.
+        metadata_bytes: Of the file; 0 for a vector that was not read from one.
     """
 
     metadata: VectorMetadata
@@ -154,3 +194,4 @@ class SteeringVector:
     probes: dict[int, Probe] = field(default_factory=dict)
     centroids: dict[int, torch.Tensor] = field(default_factory=dict)
     sha256: str = field(default="")
+    metadata_bytes: int = 0

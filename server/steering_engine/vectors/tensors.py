@@ -185,10 +185,19 @@ def _context_problems(tensors: Mapping[str, torch.Tensor], metadata: VectorMetad
         yield "context.ids and context.offsets must come together"
     elif ids.dtype != torch.int32 or ids.ndim != 1 or offsets.dtype != torch.int64 or offsets.ndim != 1:
         yield "context.ids must be int32 [n] and context.offsets int64 [m + 1]"
-    elif problem := _span_problem(ids.tolist(), offsets.tolist()):
+    elif (problem := _span_problem(ids.tolist(), offsets.tolist())) or (
+        metadata is not None and (problem := _match_problem(metadata.context_min_match, offsets.tolist()))
+    ):
         yield problem
-    elif metadata is not None and metadata.context_min_match < 1:
-        yield "metadata 'context_min_match' must be at least 1 for a file with contexts"
+
+
+def _match_problem(min_match: int, offsets: list[int]) -> str | None:
+    if min_match < 1:
+        return "metadata 'context_min_match' must be at least 1 for a file with contexts"
+    longest = max(end - start for start, end in itertools.pairwise(offsets))
+    if min_match > longest:  # no place could ever match
+        return f"metadata 'context_min_match' is {min_match}, and the longest context has {longest} ids"
+    return None
 
 
 def _span_problem(ids: list[int], offsets: list[int]) -> str | None:

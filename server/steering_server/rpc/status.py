@@ -106,7 +106,7 @@ def _violations(error: Exception) -> list[Violation]:
     if isinstance(error, InvalidRequestError):
         return list(error.violations)
     if isinstance(error, VectorFileError):
-        return [Violation("source", problem) for problem in error.problems]
+        return [Violation(error.field, problem) for problem in error.problems]
     return []
 
 

@@ -39,5 +39,13 @@ def find_vector_file(directory: Path | None, path: str) -> Path:
     return found
 
 
+def unreadable(error: OSError) -> InvalidRequestError:
+    """What to tell of a file that was found and then could not be read; nothing of where it is."""
+    if isinstance(error, FileNotFoundError):  # it was deleted in between
+        return _refusal("there is no such file in the vector directory", ViolationKind.NOT_FOUND)
+    reason = error.strerror or "an error of input or output"
+    return _refusal(f"this file can't be read: {reason}", ViolationKind.PRECONDITION)
+
+
 def _refusal(description: str, kind: ViolationKind = ViolationKind.INVALID) -> InvalidRequestError:
     return InvalidRequestError([Violation("path", description, kind)])

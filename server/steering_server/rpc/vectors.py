@@ -11,11 +11,16 @@ import grpc
 
 from steering.v1 import vector_pb2, vector_pb2_grpc
 from steering_engine.model import SteeredModel
+from steering_engine.vectors.registered import RegisteredVector
 from steering_engine.vectors.registry import not_loaded, ref_order
 from steering_server.rpc.default_steering import check_becoming_current, check_unloading
-from steering_server.rpc.vector_files import find_vector_file
-from steering_spec import InvalidRequestError, SteeringSpec, VectorFacts, VectorRef, Violation, limits
+from steering_server.rpc.vector_files import find_vector_file, unreadable
+from steering_spec import InvalidRequestError, SteeringSpec, VectorInfo, VectorRef, Violation, limits
 from steering_spec.convert.resources import vector_to_proto
+from steering_spec.naming import SHA256_RULE, is_sha256
+
+MAX_PAGE_BYTES = 4 * 1024 * 1024 - 64 * 1024
+"""Of a page of more than one vector; gRPC takes messages up to 4 MiB where nobody says otherwise."""
 
 
 class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
@@ -47,19 +52,26 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         return await asyncio.to_thread(self._page, request)
 
     def _page(self, request: vector_pb2.ListVectorsRequest) -> vector_pb2.ListVectorsResponse:
-        if request.page_size < 0:
-            raise InvalidRequestError([Violation("page_size", f"{request.page_size} is below 0")])
+        last = _page_start(request)
         size = min(request.page_size or limits.DEFAULT_PAGE_SIZE, limits.MAX_PAGE_SIZE)
         refs = self._registry.refs(all_versions=request.all_versions)
         # The token is the last name of the page before, so a vector loaded meanwhile shifts no page.
-        last = read_page_token(request.page_token)
         start = 0 if last is None else bisect_right(refs, ref_order(last), key=ref_order)
-        page = refs[start : start + size]
-        found = (info for ref in page if (info := self._registry.info(ref)) is not None)
-        more = start + size < len(refs)
-        return vector_pb2.ListVectorsResponse(
-            vectors=map(vector_to_proto, found), next_page_token=page_token(page[-1].name) if more else ""
-        )
+        response = vector_pb2.ListVectorsResponse()
+        room = MAX_PAGE_BYTES
+        end = start
+        for ref in refs[start : start + size]:
+            info = self._registry.info(ref)
+            if info is not None:  # None was unloaded meanwhile
+                vector = vector_to_proto(info)
+                room -= vector.ByteSize()
+                if room < 0 and response.vectors:
+                    break
+                response.vectors.append(vector)
+            end += 1
+        if end < len(refs):
+            response.next_page_token = page_token(refs[end - 1].name)
+        return response
 
     async def GetVector(  # noqa: N802 -- the name of the RPC
         self,
@@ -82,14 +94,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         source = self._source(request)
         async with self._changing:
             # In a thread: reading and checking up to 32 MiB must not hold the streams up.
-            info = await asyncio.to_thread(
-                self._registry.load,
-                request.name,
-                source,
-                request.sha256 or None,
-                replace=request.replace,
-                approve=self._approve,
-            )
+            info = await asyncio.to_thread(self._load, request, source)
         return vector_pb2.LoadVectorResponse(vector=vector_to_proto(info))
 
     async def UnloadVector(  # noqa: N802 -- the name of the RPC
@@ -106,8 +111,22 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         await asyncio.wrap_future(unloading.freed)
         return vector_pb2.UnloadVectorResponse(vector=vector_to_proto(unloading.info))
 
-    def _approve(self, ref: VectorRef, facts: VectorFacts) -> None:
-        check_becoming_current(ref, facts, self._default_steering, self._model)
+    def _load(self, request: vector_pb2.LoadVectorRequest, source: Path | bytes) -> VectorInfo:
+        try:
+            return self._registry.load(
+                request.name,
+                source,
+                request.sha256 or None,
+                replace=request.replace,
+                approve=self._approve,
+            )
+        except OSError as error:
+            raise unreadable(error) from error
+
+    def _approve(self, vector: RegisteredVector) -> None:
+        # What could not be told must not be loaded: every list of vectors would fail with it.
+        vector_to_proto(vector.describe(current=True, running_requests=0))
+        check_becoming_current(VectorRef(vector.id), vector.facts, self._default_steering, self._model)
 
     def _source(self, request: vector_pb2.LoadVectorRequest) -> Path | bytes:
         faults: list[Violation] = []
@@ -132,9 +151,24 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
                     faults.append(Violation("safetensors", f"{len(source)} bytes; at most {limit} are taken"))
             case _:
                 faults.append(Violation("source", "no source; set one of path, safetensors"))
+        if request.sha256 and not is_sha256(request.sha256):
+            faults.append(Violation("sha256", f"expected {SHA256_RULE}, or nothing"))
         if faults:
             raise InvalidRequestError(faults)
         return source
+
+
+def _page_start(request: vector_pb2.ListVectorsRequest) -> VectorRef | None:
+    faults = []
+    if request.page_size < 0:
+        faults.append(Violation("page_size", f"{request.page_size} is below 0"))
+    try:
+        last = read_page_token(request.page_token)
+    except InvalidRequestError as error:
+        faults += error.violations
+    if faults:
+        raise InvalidRequestError(faults)
+    return last
 
 
 def _ref(name: str) -> VectorRef:
