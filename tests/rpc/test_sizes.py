@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import threading
 from contextlib import AsyncExitStack
 
 import grpc
@@ -12,7 +13,7 @@ import pytest
 
 from steering.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 from steering_server.errors import ConnectionFullError
-from steering_server.rpc import guard
+from steering_server.rpc import guard, model
 from steering_server.rpc.lanes import Lanes
 from steering_server.serving import CHANNEL_OPTIONS
 from steering_spec import limits
@@ -65,34 +66,40 @@ def test_calls_without_their_request_hold_up_their_own_connection_only(
     own_pool = ("grpc.use_local_subchannel_pool", 1)
     with live.channel(own_pool) as channel, live.channel(own_pool) as other:
         unsent: queue.Queue[bytes | None] = queue.Queue()
-        many = 3 * guard._READS
+        many = 3 * guard.READS
         # Each takes a message of its own from the queue, and ends with None.
         calls = [channel.stream_unary(GET_MODEL).future(iter(unsent.get, None)) for _ in range(many)]
-        wait_until(lambda: len(reads) == guard._READS)
+        wait_until(lambda: len(reads) == guard.READS)
         other.unary_unary(GET_MODEL)(b"", timeout=30)
-        assert len(reads) == guard._READS + 1
+        assert len(reads) == guard.READS + 1
         assert len(set(reads)) == 2
         for _ in calls:
             unsent.put(b"")
         for _ in calls:
             unsent.put(None)
-        for call in calls:
-            call.cancel() if call.done() else None
         channel.unary_unary(GET_MODEL)(b"", timeout=30)
 
 
-def test_long_texts_of_one_connection_are_bounded(live: LiveServer) -> None:
-    """More at once than may wait: some are refused with a delay; short ones and those of others are answered."""
-    long = model_pb2.TokenizeRequest(text="word " * 100_000)
-    with live.channel(("grpc.use_local_subchannel_pool", 1)) as channel:
+def test_long_texts_of_one_connection_are_bounded(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More at once than may wait are refused with a delay, and those of another connection are let in."""
+    go = threading.Event()
+    monkeypatch.setattr(live.model, "tokenize", lambda _prompt: [1] if go.wait(30) else [])
+    long = model_pb2.TokenizeRequest(text="word " * 10_000)
+    own_pool = ("grpc.use_local_subchannel_pool", 1)
+    with live.channel(own_pool) as channel, live.channel(own_pool) as other:
         stub = model_pb2_grpc.ModelServiceStub(channel)
-        calls = [stub.Tokenize.future(long) for _ in range(40)]
-        codes = {call.code() for call in calls}
-        assert codes == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
-        refused = failure(next(error for call in calls if (error := call.exception()) is not None))
-        assert refused.reason == "CONNECTION_FULL"
-        assert "long texts" in refused.message
-        assert refused.retry_seconds
+        try:
+            calls = [stub.Tokenize.future(long) for _ in range(model.MOST_LONG + 1)]
+            wait_until(lambda: any(call.done() for call in calls))
+            (refused,) = (failure(error) for call in calls if call.done() and (error := call.exception()))
+            calls.append(model_pb2_grpc.ModelServiceStub(other).Tokenize.future(long))
+        finally:
+            go.set()
+        codes = [call.code() for call in calls]
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CONNECTION_FULL")
+    assert f"{model.MOST_LONG} long texts of this connection" in refused.message
+    assert refused.retry_seconds
+    assert codes.count(grpc.StatusCode.OK) == model.MOST_LONG + 1
 
 
 def test_a_chat_of_many_messages_is_long(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +108,6 @@ def test_a_chat_of_many_messages_is_long(live: LiveServer, monkeypatch: pytest.M
     tokenize = live.model.tokenize
 
     def noticed(prompt: object) -> list[int]:
-        import threading  # noqa: PLC0415
-
         threads.append(threading.current_thread().name)
         return tokenize(prompt)  # type: ignore[arg-type]
 

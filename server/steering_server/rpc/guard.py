@@ -37,7 +37,8 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 _API = "/steering.v1."
 _HEALTH = "/grpc.health."
 
-_READS = 8  # requests of one connection that are in memory unread; gRPC reads each as a whole
+READS = 8
+"""Requests of one connection that are read at a time; gRPC gives each as a whole, however large."""
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -53,7 +54,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._access = access or Access()
         self._metrics = metrics or Metrics()
         self._tracing = tracing
-        self._reads = Lanes(_READS)
+        self._reads = Lanes(READS)
         self._running = 0
         self._draining = False
         self._idle = asyncio.Event()

@@ -30,7 +30,7 @@ Decode: TypeAlias = Callable[[bytes], Message]
 _READ_SECONDS = 300.0
 # gRPC itself ends a call whose message is too large. All it tells us is that there is none, and then, by cancelling
 # the call, that it is over.
-_END_SECONDS = 0.5
+_END_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -56,7 +56,10 @@ async def first_message(context: Context) -> bytes:
         InvalidRequestError: There is none, or none that came in time.
     """
     try:
-        data = await asyncio.wait_for(context.read(), _READ_SECONDS)
+        async with asyncio.timeout(
+            _READ_SECONDS
+        ):  # not `wait_for`, which swallows gRPC's word that the call is over
+            data = await context.read()
     except TimeoutError:
         text = f"no request came within {_READ_SECONDS:g} s"
         raise InvalidRequestError([Violation("", text)]) from None

@@ -22,7 +22,8 @@ from steering_spec.convert.tokenizing import detokenize_from_proto, tokenize_fro
 from steering_spec.tokenizing_admission import detokenize_violations, tokenize_violations
 
 _SHORT_BYTES = 20_000  # done in about 10 ms
-_MOST_LONG = 16  # of one connection
+MOST_LONG = 16
+"""Long texts of one connection that are tokenized or wait for it."""
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
@@ -37,7 +38,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._stats = stats
         self._message = model_to_proto(model.info)
         # One thread of its own: however many long texts come, they hold up only each other. Connections take turns.
-        self._lanes = Lanes(1, _MOST_LONG, "long texts")
+        self._lanes = Lanes(1, MOST_LONG, "long texts")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizing")
 
     async def GetModel(  # noqa: N802 -- the name of the RPC
