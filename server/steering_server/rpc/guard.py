@@ -84,7 +84,7 @@ class Guard(grpc.aio.ServerInterceptor):
         # Whatever the method, its request is read as a stream of bytes. So nothing is read of a call that is refused
         # anyway, and bytes that can't be decoded are answered, as is a call without a request: gRPC itself ends the
         # former with UNKNOWN, and the latter never.
-        encode = handler.response_serializer or bytes
+        encode: Any = handler.response_serializer or bytes
 
         async def unary(_requests: object, context: Context) -> bytes | None:
             response: bytes | None = None
