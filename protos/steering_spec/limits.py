@@ -35,9 +35,12 @@ MAX_LOGIT_BIAS = 1_000.0
 MAX_TOP_LOGPROBS = 20
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""Largest response."""
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
 """Largest request of any method but LoadVector."""
 MAX_VECTOR_FILE_BYTES = 32 * 1024 * 1024
+MAX_RECEIVED_BYTES = MAX_VECTOR_FILE_BYTES + 1024 * 1024
+"""Largest message that a server reads at all: a LoadVector with the largest file."""
 MAX_PAGE_SIZE = 1_000
 DEFAULT_PAGE_SIZE = 50
 MAX_VIOLATIONS = 256

@@ -15,7 +15,7 @@ class GrowingCompletion:
         """Begins one.
 
         Args:
-            request: What the engine is asked for; it is about to be submitted.
+            request: What the engine is asked for.
             index: Which of the completions of one spec this is.
             request_id: The id that is told.
             accepted: `time.perf_counter()` of when the spec came.
@@ -24,12 +24,16 @@ class GrowingCompletion:
         self._index = index
         self._request_id = request_id
         self._accepted = accepted
-        self._submitted = time.perf_counter()
+        self._submitted = accepted
         self._first_token = 0.0
         self._tokens: list[Token] = []
         self._acts: list[SteeringAct] = []
         self._texts: list[str] = []
         self._steered_rows = 0
+
+    def submit(self) -> None:
+        """Takes note that the engine gets it now: what went before, the wait for a turn above all, is time too."""
+        self._submitted = time.perf_counter()
 
     def add(self, chunk: EngineChunk) -> StreamDelta:
         """Takes a chunk; returns what is new."""

@@ -165,6 +165,8 @@ class SteeredModel:
         try:
             async with nullcontext() if turn is None else turn(requests):
                 is_in = True
+                for completion in completions:
+                    completion.submit()
                 # The engine gives the lease back: a vector's rows may be read until its last forward with them is over.
                 async with aclosing(self.engine.submit_many(requests, lease.release)) as chunks:
                     async for index, chunk in chunks:

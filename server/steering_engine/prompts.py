@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
 
 from steering_spec import Chat, GenerationSpec, InvalidRequestError, Prompt, PromptIds, PromptText, Violation
 from steering_spec.selector_admission import named_values
 
 _LONG_CHARACTERS = 20_000  # tokenized in about 10 ms
-_TURN_CHARACTERS = 32  # what a template puts around a message
+TURN_CHARACTERS = 32
+"""What a template puts around a message, about."""
 _LONG_SELECTION = 2_000  # positions and token ids, judged in about 10 ms
 
 
@@ -45,9 +47,16 @@ def tokenized(tokenizer: Any, prompt: PromptText | Chat) -> list[int]:
 
 def detokenized(tokenizer: Any, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
     """The text of ids, without any tidying up of spaces."""
-    text: str = tokenizer.decode(
-        list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-    )
+    text: str
+    if getattr(type(tokenizer), "_decode", None) is PreTrainedTokenizerFast._decode:  # noqa: SLF001
+        # What it does, but in a batch: only then do other threads run meanwhile.
+        (text,) = tokenizer.backend_tokenizer.decode_batch(
+            [list(ids)], skip_special_tokens=skip_special_tokens
+        )
+    else:
+        text = tokenizer.decode(
+            list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
     return text
 
 
@@ -57,7 +66,9 @@ def _chat_ids(tokenizer: Any, chat: Chat) -> list[int]:
         {"continue_final_message": True} if chat.final_message_open else {"add_generation_prompt": True}
     )
     try:
-        encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+        encoded = tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}, **options
+        )
     except (TemplateError, ValueError, TypeError) as error:
         fault = Violation("chat.messages", f"the model's chat template refuses them: {error}")
         raise InvalidRequestError([fault]) from error
@@ -74,5 +85,5 @@ def is_long(spec: GenerationSpec) -> bool:
         return len(spec.prompt.ids) > _LONG_CHARACTERS
     if isinstance(spec.prompt, PromptText):
         return len(spec.prompt.text) > _LONG_CHARACTERS
-    characters = sum(len(message.content) + _TURN_CHARACTERS for message in spec.prompt.messages)
+    characters = sum(len(message.content) + TURN_CHARACTERS for message in spec.prompt.messages)
     return characters > _LONG_CHARACTERS

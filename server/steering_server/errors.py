@@ -9,7 +9,7 @@
     ├── QueueFullError         too many unfinished requests
     │   └── ConnectionFullError    too many of one connection
     ├── SlowReaderError        a stream's reader fell too far behind
-    ├── ResponseTooLargeError  the completions don't fit into one message
+    ├── ResponseTooLargeError  the response doesn't fit into one message
     └── DrainingError          the server is stopping and takes no new work
 
 `rpc.status` says which gRPC status each gets.
@@ -64,8 +64,12 @@ class QueueFullError(ServerError):
 class ConnectionFullError(QueueFullError):
     """Too many unfinished requests of one connection; others are let in."""
 
+    def __init__(self, limit: int, retry_seconds: float, what: str = "completions") -> None:
+        self._what = what
+        super().__init__(limit, retry_seconds)
+
     def _told(self) -> str:
-        return f"{self.limit} completions of this connection are unfinished, which is the most it may have"
+        return f"{self.limit} {self._what} of this connection are unfinished, which is the most it may have"
 
 
 class SlowReaderError(ServerError):
@@ -78,12 +82,12 @@ class SlowReaderError(ServerError):
 
 
 class ResponseTooLargeError(ServerError):
-    """The completions don't fit into one message."""
+    """The response doesn't fit into one message."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, limit: int) -> None:
         super().__init__(
-            f"the completions are {size} bytes, more than one message holds; stream them, or ask for fewer "
-            "completions, no trace, or fewer top_logprobs"
+            f"the response has {size} bytes, and a message at most {limit}; ask for less: a smaller page, fewer ids; "
+            "of completions, stream them, or ask for fewer or shorter ones, no trace, or fewer top_logprobs"
         )
 
 

@@ -32,8 +32,10 @@ _log = logging.getLogger(__name__)
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # Else a second server silently shares the port, and half the calls reach the wrong one.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", limits.MAX_RECEIVED_BYTES),
     ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
+    # Else gRPC takes megabytes of every request on a fast line before anyone reads it.
+    ("grpc.http2.bdp_probe", 0),
     # A peer that vanished without a word is noticed after 80 s, and its requests end.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -156,3 +157,14 @@ def test_the_stats_are_those_of_the_running_server(channel: grpc.Channel, live: 
     assert during.uptime_duration.ToNanoseconds() > before.uptime_duration.ToNanoseconds()
     call.cancel()
     live.wait_idle()
+
+
+def test_a_chat_above_the_models_own_length_warns_nobody(
+    stub: Stub, live: LiveServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = live.model.loaded.tokenizer
+    monkeypatch.setattr(tokenizer, "model_max_length", 4)
+    tokenizer.deprecation_warnings.clear()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenized(stub, chat=chat("more than four tokens"))
+    assert "sequence length" not in caplog.text

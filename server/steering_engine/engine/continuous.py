@@ -57,8 +57,10 @@ class ContinuousEngine:
         self._running: dict[str, Run] = {}  # by the request's own id
         self._counter = itertools.count()
         self._stop_lock = threading.Lock()
+        # Of the runs that are over; those that are running count for themselves until then.
         self._generated = 0
         self._steered = 0
+        self._counts = threading.Lock()
         self._hooks = SteeringHooks(find_blocks(loaded.model), table)
         self._attention = loaded.model.config._attn_implementation  # noqa: SLF001
         try:
@@ -121,7 +123,6 @@ class ContinuousEngine:
                     if not (run.done or run.request.streaming):
                         continue
                     chunk = run.take()
-                    self._generated += len(chunk.tokens)
                     # Not `run.done`: it may have finished since this chunk was taken, and then another one is due.
                     if chunk.finish_reason is not None or run.cancelled:
                         del going_on[index]
@@ -158,8 +159,10 @@ class ContinuousEngine:
         return Run(request, key, text, asyncio.get_running_loop(), ready)
 
     def _forget(self, run: Run, family: tuple[Run, ...]) -> None:
-        del self._runs[run.key], self._running[run.request.request_id]
-        self._steered += run.steered_rows
+        with self._counts:
+            del self._runs[run.key], self._running[run.request.request_id]
+            self._generated += run.step
+            self._steered += run.steered_rows
         if run.finish_reason is None:
             self._manager.cancel(run, family)
 
@@ -201,11 +204,15 @@ class ContinuousEngine:
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
         load = self._manager.load()
+        with self._counts:
+            runs = list(self._runs.values())  # a loop in another thread may add to them
+            generated = self._generated + sum(run.step for run in runs)
+            steered = self._steered + sum(run.steered_rows for run in runs)
         return EngineStats(
             active_requests=load.active_requests,
             waiting_requests=load.waiting_requests,
-            generated_tokens=self._generated,
-            steered_rows=self._steered,
+            generated_tokens=generated,
+            steered_rows=steered,
             free_cache_tokens=load.free_cache_tokens,
         )
 

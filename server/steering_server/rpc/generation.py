@@ -12,7 +12,6 @@ import grpc
 
 from steering.v1 import generation_pb2, generation_pb2_grpc
 from steering_engine.model import SteeredModel
-from steering_server.errors import ResponseTooLargeError
 from steering_server.logs import NOTES, note
 from steering_server.metrics import Metrics
 from steering_server.rpc.backlog import Backlog
@@ -165,10 +164,7 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _response(completions: Sequence[Completion]) -> generation_pb2.GenerateResponse:
-    response = generation_pb2.GenerateResponse(results=map(completion_to_proto, completions))
-    if (size := response.ByteSize()) > limits.MAX_MESSAGE_BYTES:
-        raise ResponseTooLargeError(size)
-    return response
+    return generation_pb2.GenerateResponse(results=map(completion_to_proto, completions))
 
 
 def _messages(item: StreamDelta | Completion) -> Iterator[generation_pb2.StreamGenerateResponse]:

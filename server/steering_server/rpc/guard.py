@@ -12,7 +12,7 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -23,9 +23,11 @@ from steering_server.logs import NOTES, REQUEST_ID, note
 from steering_server.metrics import Metrics
 from steering_server.rpc.access import Access
 from steering_server.rpc.incoming import Context, Ending, decoded, decoding, first_message
+from steering_server.rpc.lanes import Lanes
+from steering_server.rpc.outgoing import encoded
 from steering_server.rpc.status import abort, code_and_reason, status_of
 from steering_server.tracing import CallSpan, Tracing
-from steering_spec.limits import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_REQUEST_ID_CHARACTERS
+from steering_spec.limits import MAX_RECEIVED_BYTES, MAX_REQUEST_BYTES, MAX_REQUEST_ID_CHARACTERS
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +36,9 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 _API = "/steering.v1."
 _HEALTH = "/grpc.health."
+
+READS = 8
+"""Requests of one connection that are read at a time; gRPC gives each as a whole, however large."""
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -49,6 +54,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._access = access or Access()
         self._metrics = metrics or Metrics()
         self._tracing = tracing
+        self._reads = Lanes(READS)
         self._running = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -78,19 +84,18 @@ class Guard(grpc.aio.ServerInterceptor):
         # Whatever the method, its request is read as a stream of bytes. So nothing is read of a call that is refused
         # anyway, and bytes that can't be decoded are answered, as is a call without a request: gRPC itself ends the
         # former with UNKNOWN, and the latter never.
-        encode = handler.response_serializer
+        encode: Any = handler.response_serializer or bytes
 
-        async def unary(_requests: object, context: Context) -> Message | None:
-            response: Message | None = None
+        async def unary(_requests: object, context: Context) -> bytes | None:
+            response: bytes | None = None
             async with self._guarded(method, context) as ending:
                 response = await answer(context)
             await ending.tell(context)
             return response
 
-        async def answer(context: Context) -> Message:
+        async def answer(context: Context) -> bytes:
             async with self._accepted(method, context, handler) as request:
-                response: Message = await handler.unary_unary(request, context)
-                return response
+                return encoded(await handler.unary_unary(request, context), encode)
 
         # A coroutine that writes, where the services yield: gRPC does not close the generator of a cancelled
         # call (it is left to the garbage collector), and the request's row would stay busy for as long.
@@ -105,11 +110,11 @@ class Guard(grpc.aio.ServerInterceptor):
                 aclosing(handler.unary_stream(request, context)) as messages,
             ):
                 async for message in messages:
-                    await context.write(message)
+                    await context.write(encoded(message, encode))
 
         if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(stream, response_serializer=encode)
-        return grpc.stream_unary_rpc_method_handler(unary, response_serializer=encode)
+            return grpc.stream_stream_rpc_method_handler(stream)
+        return grpc.stream_unary_rpc_method_handler(unary)
 
     def _of_others(self, handler: Any, details: grpc.HandlerCallDetails) -> Handler:
         """The handler of a method that is not of the API, or one that refuses the call."""
@@ -159,13 +164,20 @@ class Guard(grpc.aio.ServerInterceptor):
         if caller := caller or _certificate_name(context):
             note(caller=caller)
         self._refuse_if_draining()
-        data = await first_message(context)
-        with self._counted():
-            self._refuse_if_draining()
-            most = MAX_MESSAGE_BYTES if method.endswith("LoadVector") else MAX_REQUEST_BYTES
-            request = decoded(data, handler.request_deserializer, most)
-            _adopt_request_id(request)
-            yield request
+        async with AsyncExitStack() as place:
+            await place.enter_async_context(self._reads.place(context.peer()))
+            data = await first_message(context)
+            if len(data) <= MAX_REQUEST_BYTES:
+                await (
+                    place.aclose()
+                )  # else it is held to the end: files wait for each other, and are as large
+            with self._counted():
+                self._refuse_if_draining()
+                most = MAX_RECEIVED_BYTES if method.endswith("LoadVector") else MAX_REQUEST_BYTES
+                request = decoded(data, handler.request_deserializer, most)
+                del data
+                _adopt_request_id(request)
+                yield request
 
     def _refuse_if_draining(self) -> None:
         if self._draining:

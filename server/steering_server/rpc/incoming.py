@@ -7,6 +7,7 @@ as well is an asynchronous generator, which would have to be closed each time.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -24,6 +25,12 @@ from steering_spec.limits import MAX_REQUEST_BYTES
 # In quotes: this class is generic in the type stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Decode: TypeAlias = Callable[[bytes], Message]
+
+# Silent calls are in the way of others of their connection; the largest file comes in this time over a slow line.
+_READ_SECONDS = 300.0
+# gRPC itself ends a call whose message is too large. All it tells us is that there is none, and then, by cancelling
+# the call, that it is over.
+_END_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -46,10 +53,18 @@ async def first_message(context: Context) -> bytes:
     """The request of a method that takes one; what comes after it is not read.
 
     Raises:
-        InvalidRequestError: There is none.
+        InvalidRequestError: There is none, or none that came in time.
     """
-    data = await context.read()
+    try:
+        async with asyncio.timeout(
+            _READ_SECONDS
+        ):  # not `wait_for`, which swallows gRPC's word that the call is over
+            data = await context.read()
+    except TimeoutError:
+        text = f"no request came within {_READ_SECONDS:g} s"
+        raise InvalidRequestError([Violation("", text)]) from None
     if not isinstance(data, bytes):  # `grpc.aio.EOF`
+        await asyncio.sleep(_END_SECONDS)
         raise InvalidRequestError([Violation("", "the call has no request; this method takes one message")])
     return data
 
