@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from steering_client import Client, SamplingParams, SteeringRule
 from steering_server.rpc.services import api_services
+from steering_spec import VectorRef
 from tests.support.http2 import HEADERS, RST_STREAM, Connection
 from tests.support.malformed import Request, cut, hostile, requests
 from tests.support.server import ServerProcess, server_process
@@ -41,6 +42,7 @@ LISTED = {
 }
 AT_A_TIME = 20
 MOST_GROWTH = 32 * 2**20
+VECTORS = ("calm", "pivot")  # those of its directory that are sound
 GET_MODEL = "/steering.v1.ModelService/GetModel"
 
 
@@ -86,6 +88,7 @@ class Fuzzed:
         """What the server answers to sound requests."""
         sampling = SamplingParams(temperature=0, max_tokens=8)
         with Client(self.address) as client:
+            self._undo_what_was_sound(client)
             done = client.generate(
                 "two plus two", sampling=sampling, steering=SteeringRule("pivot"), timeout=60
             )
@@ -95,6 +98,15 @@ class Fuzzed:
                 time.sleep(0.01)
                 vectors = client.list_vectors(timeout=60)
             return [client.model(timeout=60), vectors, done.text, done.tokens]
+
+    @staticmethod
+    def _undo_what_was_sound(client: Client) -> None:
+        """Some requests are no more than right: one may unload a vector of the server, or load it once more."""
+        for info in client.list_vectors(all_versions=True, timeout=60):
+            if VectorRef.parse(info.name).id not in VECTORS:
+                client.unload_vector(info.pinned_name, timeout=60)
+        for name in VECTORS:
+            client.load_vector(name, path_on_server=f"{name}.safetensors", timeout=60)
 
     def close(self) -> None:
         async def close() -> None:
