@@ -104,7 +104,7 @@ SCORES: dict[TriggerKind | None, Any] = {
 
 
 @pytest.mark.parametrize("step", [0, 1, 4])
-@pytest.mark.parametrize("kind", [None, *TriggerKind])
+@pytest.mark.parametrize("kind", [None, *TRIGGERS])
 @pytest.mark.parametrize("how", HOWS[:4], ids=lambda how: f"{how.operation} x {how.strength}")
 async def test_a_rule_at_step_j_changes_token_js_logits_and_nothing_before_them(
     how: How, kind: TriggerKind | None, step: int, model: SteeredModel, plain: tuple[Got, Logits]
@@ -140,7 +140,7 @@ async def test_a_context_that_the_prompt_completes_acts_at_step_0(
     assert changed_from(logits, plain[1]) == 0
 
 
-@pytest.mark.parametrize("kind", TriggerKind)
+@pytest.mark.parametrize("kind", list(TRIGGERS))
 async def test_a_firing_at_step_j_that_is_held_for_3_steps_acts_at_j_and_the_two_after_it(
     kind: TriggerKind, model: SteeredModel, plain: tuple[Got, Logits]
 ) -> None:
