@@ -35,7 +35,7 @@ def calibrate_groups(
     validation: Sequence[Problem],
     test: Sequence[Problem] = (),
     *,
-    full_grid: bool = False,
+    grid_samples: int = 0,
 ) -> CalibrationResult:
     """Chooses a setting for each group, drops what does not help, and measures what is kept on the test problems.
 
@@ -46,7 +46,8 @@ def calibrate_groups(
         log: Every measurement; a calibration that is begun again with the same log goes on, to the same result.
         validation: Problems to choose and confirm on; none that the vectors were made from.
         test: Problems that nothing is chosen on; measured once, at the end.
-        full_grid: Measure the full grid as well, to tell how near the search came to its best.
+        grid_samples: Measure the full grid as well, with so many completions of each problem that settings are chosen
+            on, to tell how near the search came to its best; 0 for no grid.
 
     Raises:
         DataError: There are too few validation problems, or some lack the field `options.by`.
@@ -62,7 +63,7 @@ def calibrate_groups(
     tested = None
     if test and kept.settings:
         tested = calibration.effect(kept, draws_of(test, options.samples, bench.seed), "test")
-    grid = calibration.grid(groups, results) if full_grid else None
+    grid = calibration.grid(groups, results, grid_samples) if grid_samples else None
     generated = calibration.trials.generated
     ids = tuple(problem.id for problem in validation)
     return CalibrationResult(tuple(results), together, tested, ids, generated, grid)
@@ -133,11 +134,12 @@ class _Calibration:
         )
         return self._confirm(result, search, order)
 
-    def grid(self, groups: Sequence[CandidateGroup], results: Sequence[GroupResult]) -> GridComparison:
+    def grid(
+        self, groups: Sequence[CandidateGroup], results: Sequence[GroupResult], samples: int
+    ) -> GridComparison:
         """The full grid of each group, chosen on the problems of the search and confirmed on the others."""
         choosing, _ = halves(self.validation, self.options.by, self.bench.seed)
-        # Each of them twice: as many measurements as one of every validation problem.
-        draws = draws_of(choosing, 2, self.bench.seed)[: len(self.validation)]
+        draws = draws_of(choosing, samples, self.bench.seed)[: len(self.validation)]
         return compare_with_grid(groups, results, self.trials, self.options, draws, self.confirming)
 
     def _measure(self, name: str) -> Measure:

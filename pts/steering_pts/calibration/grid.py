@@ -1,7 +1,6 @@
 """The full grid beside the search: how near the chosen settings come to the best that there is.
 
-The grid chooses on the same problems as the search, each setting on all of them, with as many completions as there are
-validation problems. Its best few are then measured on the
+The grid chooses on the same problems as the search, each setting on all of them. Its best few are then measured on the
 problems kept for confirming, like the chosen one, and the best there stands for the grid. That favours the grid, so the
 gap is told rather too large than too small.
 """

@@ -62,7 +62,7 @@ def calibrate_into(
     candidates: Path | None = None,
     raw: bool = False,
     restart: bool = False,
-    full_grid: bool = False,
+    grid_samples: int = 0,
 ) -> tuple[CalibrationResult, dict[str, Path]]:
     """Calibrates the candidates of a run and writes its vector files; goes on where an earlier call was interrupted.
 
@@ -75,7 +75,7 @@ def calibrate_into(
         candidates: Folder of vector files; None takes those of the run.
         raw: Whether the prompts of `bench` are plain ones; it is part of what a log says.
         restart: Forget what was measured before.
-        full_grid: Measure the full grid as well.
+        grid_samples: Measure the full grid as well, with so many completions of each problem; see `calibrate_groups`.
 
     Returns:
         The result, and the files that were written, by group.
@@ -98,7 +98,7 @@ def calibrate_into(
     root.mkdir(parents=True, exist_ok=True)
     load_candidates(bench.model, groups, source)
     with closing(CalibrationLog(files.log, _settings(bench, raw=raw), restart=restart)) as log:
-        result = calibrate_groups(groups, bench, options, log, validation, test, full_grid=full_grid)
+        result = calibrate_groups(groups, bench, options, log, validation, test, grid_samples=grid_samples)
         written = write_vectors(result, groups, files.vectors)
         write_result(result, files.result)
     return result, written

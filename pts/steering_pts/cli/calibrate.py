@@ -32,6 +32,7 @@ from steering_pts.oracles.registry import ORACLES
 from steering_pts.progress import RunProgress
 
 _OPTIONS = CalibrationOptions()
+_GRID_SAMPLES = 2  # of half of the problems: as many completions as one of each
 
 
 def calibrate(
@@ -164,7 +165,7 @@ def calibrate(
             candidates=vectors,
             raw=plain,
             restart=restart,
-            full_grid=full_grid,
+            grid_samples=_GRID_SAMPLES if full_grid else 0,
         )
     print_calibration(result, written, as_json=as_json)
 

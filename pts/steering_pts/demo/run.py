@@ -140,7 +140,7 @@ def _make_vectors(
         prompts = encode_prompts(model, validation, raw=False)
         by_id = {problem.id: problem for problem in validation}
         bench = Bench(model, source, oracle, by_id, prompts, _SAMPLER, seed, progress)
-        calibration, written = calibrate_into(folder.path, bench, _CALIBRATION, validation, full_grid=True)
+        calibration, written = calibrate_into(folder.path, bench, _CALIBRATION, validation, grid_samples=1)
         if not written:
             reasons = "; ".join(f"{group.name}: {group.reason}" for group in calibration.groups)
             raise SearchError(f"no vector helped on the validation problems: {reasons}")
