@@ -17,14 +17,14 @@ from steering_server.logs import adopt_library_loggers
 from steering_server.rpc.default_steering import read_default_steering
 from steering_server.security.credentials import Credentials
 from steering_server.serving import SteeringServer
-from steering_server.signals import SIGNALS, leave_on_signals
+from steering_server.signals import SIGNALS
 from steering_server.tracing import check_tracing
 
 _log = logging.getLogger(__name__)
 
 
 def run_server(config: ServerConfig, announce: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT; a second signal ends the grace.
+    """Serves until SIGTERM or SIGINT; a second signal ends the grace. What they do before it serves is the caller's.
 
     Args:
         config: The configuration.
@@ -34,7 +34,6 @@ def run_server(config: ServerConfig, announce: Callable[[str], None]) -> None:
         StartError: The port is taken, or the host has no such address.
         ModelError: The model can't be loaded or run.
     """
-    leave_on_signals()
     adopt_library_loggers()
     credentials = _prepared(config)
     model = load_model(config)

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import settings
 
 from steering_engine.engine.limits import PAGE_TOKENS
+from steering_engine.loading import LoadedModel, load_model
 from steering_engine.model import SteeredModel
+from steering_engine.vectors.file import encode_vector
 from tests.support.engine import processor, running
 from tests.support.models import save_tiny_model
+from tests.support.vector_files import full_vector
 
 # A machine that runs other things besides may take a second for an example at any time; pytest's timeout watches.
 settings.register_profile("unit", deadline=None)
@@ -22,6 +25,17 @@ settings.load_profile("unit")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("engine") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> LoadedModel:
+    return load_model(str(folder), "cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def sound(loaded: LoadedModel) -> bytes:
+    """A vector file with everything that one may have."""
+    return encode_vector(full_vector(loaded))
 
 
 @pytest.fixture(scope="module")

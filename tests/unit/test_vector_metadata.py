@@ -7,25 +7,12 @@ from typing import Any
 
 import pytest
 
-from steering_engine.loading import LoadedModel, load_model
+from steering_engine.loading import LoadedModel
 from steering_engine.vectors.file import encode_vector, parse_vector
 from steering_engine.vectors.header import MAX_METADATA_BYTES
 from steering_engine.vectors.schema import MAX_METADATA_ENTRIES
-from tests.support.models import save_tiny_model
-from tests.support.vector_files import Change, changed, full_vector, metadata_size, problems_of, set_metadata
+from tests.support.vector_files import Change, changed, metadata_size, problems_of, set_metadata
 from tests.support.vectors import random_vector
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return load_model(
-        str(save_tiny_model(tmp_path_factory.mktemp("vector-metadata") / "model")), "cpu", "float32"
-    )
-
-
-@pytest.fixture(scope="module")
-def sound(loaded: LoadedModel) -> bytes:
-    return encode_vector(full_vector(loaded))
 
 
 def with_lift(problems: int) -> dict[str, Any]:

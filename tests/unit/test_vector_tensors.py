@@ -9,11 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steering_engine.loading import LoadedModel, load_model
+from steering_engine.loading import LoadedModel
 from steering_engine.steering.contexts import MAX_CONTEXT_TOKENS
 from steering_engine.vectors.file import encode_vector, parse_vector
 from steering_engine.vectors.schema import MAX_CENTROIDS, SteeringVector
-from tests.support.models import save_tiny_model
 from tests.support.vector_files import (
     Case,
     Change,
@@ -22,25 +21,11 @@ from tests.support.vector_files import (
     cases,
     changed,
     drop_tensor,
-    full_vector,
     problems_of,
     set_tensor,
     unit,
 )
 from tests.support.vectors import random_vector
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return load_model(
-        str(save_tiny_model(tmp_path_factory.mktemp("vector-tensors") / "model")), "cpu", "float32"
-    )
-
-
-@pytest.fixture(scope="module")
-def sound(loaded: LoadedModel) -> bytes:
-    return encode_vector(full_vector(loaded))
-
 
 RISE = "context.offsets must rise from 0 to the number of ids, without an empty context"
 LAYOUT = "context.ids must be int32 [n] and context.offsets int64 [m + 1]"

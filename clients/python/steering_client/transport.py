@@ -136,12 +136,7 @@ def list_vectors(page_token: str, *, all_versions: bool) -> Call[VectorPage]:
 def get_vector(name: str) -> Call[VectorInfo]:
     """Asks for one vector."""
     request = vector_pb2.GetVectorRequest(name=_vector_name(name))
-    return make_call(
-        "VectorService/GetVector",
-        request,
-        vector_pb2.GetVectorResponse,
-        lambda r: vector_from_proto(r.vector),
-    )
+    return make_call("VectorService/GetVector", request, vector_pb2.GetVectorResponse, _told_vector)
 
 
 def load_vector(
@@ -164,23 +159,19 @@ def load_vector(
         if len(request.safetensors) > limits.MAX_VECTOR_FILE_BYTES:
             text = f"{len(request.safetensors)} bytes; at most {limits.MAX_VECTOR_FILE_BYTES} can be sent"
             raise InvalidArgumentError.of([Violation("safetensors", text)])
-    return make_call(
-        "VectorService/LoadVector",
-        request,
-        vector_pb2.LoadVectorResponse,
-        lambda r: vector_from_proto(r.vector),
-    )
+    return make_call("VectorService/LoadVector", request, vector_pb2.LoadVectorResponse, _told_vector)
 
 
 def unload_vector(name: str) -> Call[VectorInfo]:
     """Unloads one version of a vector."""
     request = vector_pb2.UnloadVectorRequest(name=_vector_name(name))
-    return make_call(
-        "VectorService/UnloadVector",
-        request,
-        vector_pb2.UnloadVectorResponse,
-        lambda r: vector_from_proto(r.vector),
-    )
+    return make_call("VectorService/UnloadVector", request, vector_pb2.UnloadVectorResponse, _told_vector)
+
+
+def _told_vector(
+    response: vector_pb2.GetVectorResponse | vector_pb2.LoadVectorResponse | vector_pb2.UnloadVectorResponse,
+) -> VectorInfo:
+    return vector_from_proto(response.vector)
 
 
 def _vector_name(name: str) -> str:

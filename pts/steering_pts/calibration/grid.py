@@ -46,14 +46,14 @@ def compare_group(
     """
     arms = [UNSTEERED if chosen is None else Arm((chosen,)), UNSTEERED, *(Arm((one,)) for one in contenders)]
     measured = trials.measure([(arm, draws) for arm in arms], f"{name}: the best of the grid")
-    of_chosen, _, *of_contenders = rates = [success(outcomes) for outcomes in measured]
+    of_chosen, unsteered, *of_contenders = map(success, measured)
     best = max(range(len(contenders)), key=of_contenders.__getitem__, default=None)
     return GroupGrid(
         name,
-        unsteered=rates[1],
+        unsteered=unsteered,
         chosen=of_chosen,
         best=None if best is None else contenders[best],
-        best_of_grid=rates[1] if best is None else of_contenders[best],
+        best_of_grid=unsteered if best is None else of_contenders[best],
     )
 
 

@@ -225,13 +225,13 @@ def _prompts(
     if tokenizer is None:
         return prompts, {}
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    differing = ["tokenizer"] if digest != info.tokenizer_digest else []
-    if task.divergence and task.served.model is not None:  # it is loaded here, and its divergence is told
-        differing += (
-            ["configuration"]
-            if config_digest_of(resolve_model(task.served.model)) != info.config_digest
-            else []
-        )
+    differing = []
+    if digest != info.tokenizer_digest:
+        differing.append("tokenizer")
+    own = task.served.model
+    # With the divergence the model itself is loaded here, not its tokenizer alone.
+    if task.divergence and own is not None and config_digest_of(resolve_model(own)) != info.config_digest:
+        differing.append("configuration")
     if differing:
         raise EndpointError(
             f"{info.facts.name}, which is served, is another model than {task.served.model}: its "

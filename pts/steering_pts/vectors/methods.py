@@ -142,8 +142,8 @@ LEAST_LENGTH: Final = 1e-5
 """Shortest vector that is a direction, in mean norms of the residual stream.
 
 Equal states come out of batches of other shapes with other last digits (a float32 has 7), and a difference of those
-points anywhere, with a length that calibration would multiply: `context_difference` at block 0 of a tiny Gemma 2 is
-1.8e-06 long, and 1.8 at its other blocks.
+points anywhere, with a length that calibration would multiply: `context_difference` at block 0 of a Gemma 2, say, where
+prefixes that end with the same token differ in nothing yet.
 """
 
 METHODS: Mapping[str, Method] = {

@@ -197,10 +197,7 @@ class VectorRegistry:
         Raises:
             InvalidRequestError: The name is malformed, or no such version is loaded.
         """
-        try:
-            ref = VectorRef.parse(name)
-        except ValueError as error:
-            raise InvalidRequestError([Violation("name", str(error))]) from error
+        ref = ref_of(name)
         with self._changing:
             with self._lock:
                 version = self._version(ref)
@@ -287,11 +284,20 @@ def not_loaded(field: str, ref: VectorRef) -> Violation:
     return Violation(field, what, ViolationKind.NOT_FOUND)
 
 
-def _plain_ref(name: str) -> VectorRef:
+def ref_of(name: str) -> VectorRef:
+    """What the name of a request means.
+
+    Raises:
+        InvalidRequestError: It is malformed.
+    """
     try:
-        ref = VectorRef.parse(name)
+        return VectorRef.parse(name)
     except ValueError as error:
         raise InvalidRequestError([Violation("name", str(error))]) from error
+
+
+def _plain_ref(name: str) -> VectorRef:
+    ref = ref_of(name)
     if ref.sha256 is not None:
         raise InvalidRequestError(
             [Violation("name", "a name to load has no @{sha256}; use the sha256 field")]

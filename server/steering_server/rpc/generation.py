@@ -12,6 +12,7 @@ import grpc
 
 from steering.v1 import generation_pb2, generation_pb2_grpc
 from steering_engine.model import SteeredModel
+from steering_engine.prompts import is_long
 from steering_server.logs import NOTES, note
 from steering_server.metrics import Metrics
 from steering_server.rpc.backlog import Backlog
@@ -90,9 +91,15 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     yield message
 
     async def _spec(self, message: generation_pb2.GenerationSpec) -> GenerationSpec:
-        if message.ByteSize() > _LONG_REQUEST_BYTES:
-            return await asyncio.to_thread(self._read, message)
-        return self._read(message)
+        is_large = message.ByteSize() > _LONG_REQUEST_BYTES
+        spec = await asyncio.to_thread(self._read, message) if is_large else self._read(message)
+        # An empty spec is one: that is how a request switches the default off.
+        if spec.steering is not None or self._default_steering is None:
+            return spec
+        steered = replace(spec, steering=self._default_steering)
+        if is_long(steered):
+            return await asyncio.to_thread(self._fitted, steered, self._default_steering)
+        return self._fitted(steered, self._default_steering)
 
     def _read(self, message: generation_pb2.GenerationSpec) -> GenerationSpec:
         spec, faults = read_generation_spec(message)
@@ -100,15 +107,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             raise InvalidRequestError([*faults, *self._others(spec, faults)][: limits.MAX_VIOLATIONS])
         if self._log_prompts:
             note(prompt=_readable(spec.prompt))
-        # An empty spec is one: that is how a request switches the default off.
-        return spec if spec.steering is not None else self._steered_by_default(spec)
+        return spec
 
-    def _steered_by_default(self, spec: GenerationSpec) -> GenerationSpec:
-        if self._default_steering is None:
-            return spec
-        ids, faults = self._model.judge(replace(spec, steering=self._default_steering))
-        prompt = spec.prompt if ids is None else PromptIds(ids)  # not to be tokenized again
-        return replace(spec, prompt=prompt, steering=fitting(self._default_steering, faults))
+    def _fitted(self, steered: GenerationSpec, default: SteeringSpec) -> GenerationSpec:
+        ids, faults = self._model.judge(steered)
+        prompt = steered.prompt if ids is None else PromptIds(ids)  # not to be tokenized again
+        return replace(steered, prompt=prompt, steering=fitting(default, faults))
 
     def _others(self, spec: GenerationSpec, faults: Sequence[Violation]) -> list[Violation]:
         """What is wrong with the parts of a request that could be read."""

@@ -167,10 +167,9 @@ class Guard(grpc.aio.ServerInterceptor):
         async with AsyncExitStack() as place:
             await place.enter_async_context(self._reads.place(context.peer()))
             data = await first_message(context)
+            # A larger one holds its place to the end: files wait for each other, and are as large.
             if len(data) <= MAX_REQUEST_BYTES:
-                await (
-                    place.aclose()
-                )  # else it is held to the end: files wait for each other, and are as large
+                await place.aclose()
             with self._counted():
                 self._refuse_if_draining()
                 most = MAX_RECEIVED_BYTES if method.endswith("LoadVector") else MAX_REQUEST_BYTES

@@ -56,9 +56,8 @@ async def first_message(context: Context) -> bytes:
         InvalidRequestError: There is none, or none that came in time.
     """
     try:
-        async with asyncio.timeout(
-            _READ_SECONDS
-        ):  # not `wait_for`, which swallows gRPC's word that the call is over
+        # Not `wait_for`, which swallows gRPC's word that the call is over.
+        async with asyncio.timeout(_READ_SECONDS):
             data = await context.read()
     except TimeoutError:
         text = f"no request came within {_READ_SECONDS:g} s"

@@ -12,7 +12,7 @@ import grpc
 from steering.v1 import vector_pb2, vector_pb2_grpc
 from steering_engine.model import SteeredModel
 from steering_engine.vectors.registered import RegisteredVector
-from steering_engine.vectors.registry import not_loaded, ref_order
+from steering_engine.vectors.registry import not_loaded, ref_of, ref_order
 from steering_server.rpc.default_steering import check_becoming_current, check_unloading
 from steering_server.rpc.vector_files import find_vector_file, unreadable
 from steering_spec import InvalidRequestError, SteeringSpec, VectorInfo, VectorRef, Violation, limits
@@ -79,7 +79,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
     ) -> vector_pb2.GetVectorResponse:
         """One vector."""
-        ref = _ref(request.name)
+        ref = ref_of(request.name)
         info = self._registry.info(ref)
         if info is None:
             raise InvalidRequestError([not_loaded("name", ref)])
@@ -103,7 +103,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         context: grpc.aio.ServicerContext[object, object],  # noqa: ARG002 -- gRPC's signature
     ) -> vector_pb2.UnloadVectorResponse:
         """Unloads one version of a vector, and waits for the requests that use it."""
-        ref = _ref(request.name)
+        ref = ref_of(request.name)
         async with self._changing:
             check_unloading(ref, self._default_steering, self._registry)
             unloading = await asyncio.to_thread(self._registry.unload, request.name)
@@ -169,13 +169,6 @@ def _page_start(request: vector_pb2.ListVectorsRequest) -> VectorRef | None:
     if faults:
         raise InvalidRequestError(faults)
     return last
-
-
-def _ref(name: str) -> VectorRef:
-    try:
-        return VectorRef.parse(name)
-    except ValueError as error:
-        raise InvalidRequestError([Violation("name", str(error))]) from error
 
 
 def page_token(last_name: str) -> str:
