@@ -12,6 +12,7 @@ from steering_server.config import ConfigError, ServerConfig, flag
 from steering_server.config_printing import as_toml
 from steering_server.config_sources import CONFIG_VARIABLE, Resolved, resolve, variable
 from steering_server.errors import StartError
+from steering_server.logs import configure_logging, escaped
 from steering_server.signals import leave_on_signals
 
 _CHECK = "check"
@@ -59,7 +60,6 @@ def _run(given: argparse.Namespace) -> None:
 
 def _serve(resolved: Resolved) -> None:
     from steering_engine.errors import EngineError  # noqa: PLC0415
-    from steering_server.logs import configure_logging  # noqa: PLC0415
     from steering_server.process import run_server  # noqa: PLC0415
 
     configure_logging(resolved.config.log_format)
@@ -71,7 +71,6 @@ def _serve(resolved: Resolved) -> None:
 
 def _check(resolved: Resolved) -> None:
     from steering_server.checking import check  # noqa: PLC0415
-    from steering_server.logs import configure_logging  # noqa: PLC0415
 
     configure_logging(resolved.config.log_format)
     faults, summary = check(resolved.config)
@@ -82,7 +81,7 @@ def _check(resolved: Resolved) -> None:
 
 def _fail(faults: Sequence[str]) -> NoReturn:
     for fault in faults:
-        print(f"steering-server: error: {' '.join(fault.split())}", file=sys.stderr)
+        print(f"steering-server: error: {escaped(' '.join(fault.split()))}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -55,7 +55,7 @@ def adopt_library_loggers() -> None:
         logger.setLevel(logging.WARNING)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """The text with whatever would break or rewrite a line of a terminal escaped, as Python writes it."""
     return _BREAKING.sub(lambda found: repr(found[0])[1:-1], text)
 
@@ -66,7 +66,7 @@ class _TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's name
         # The line without a traceback: a file's name may be in it, and so a line break.
-        return _escaped(super().formatMessage(record))
+        return escaped(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
         notes = {name: value for name, value in _notes(record).items() if name not in _IN_MESSAGE}

@@ -14,7 +14,7 @@ from typing import Any, Final
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, format_trace_id
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -47,9 +47,10 @@ _SERVER_FAULTS: Final = frozenset(
 class OpenTelemetry:
     """Makes spans, and sends them from a thread of its own."""
 
-    def __init__(self, provider: TracerProvider) -> None:
-        """Takes what makes and sends them."""
+    def __init__(self, provider: TracerProvider, exporter: SpanExporter) -> None:
+        """Takes what makes them and what sends them."""
         self._provider = provider
+        self._exporter = exporter
         self._tracer = provider.get_tracer("steering_server")
         self._propagator = TraceContextTextMapPropagator()
 
@@ -66,10 +67,11 @@ class OpenTelemetry:
         # Not at the interpreter's exit, where it would wait for a collector that is gone.
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         try:
-            provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+            exporter = OTLPSpanExporter()
+            provider.add_span_processor(BatchSpanProcessor(exporter))
         except (ValueError, OSError) as error:
             raise StartError(f"--tracing: a variable OTEL_… is wrong: {error}") from error
-        return cls(provider)
+        return cls(provider, exporter)
 
     def begin(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> OpenCallSpan:
         """A call has come; a `traceparent` in its metadata (W3C trace context) makes it a part of that trace."""
@@ -85,10 +87,13 @@ class OpenTelemetry:
 
     def close(self) -> None:
         """Sends what has not been sent, for as long as a collector may keep a stopping server."""
-        # The SDK would wait for longer, and can't be told not to; the process takes a daemon down with it.
+        # The SDK would wait for longer, and can't be told not to.
         sending = threading.Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
         sending.join(_CLOSE_SECONDS)
+        if sending.is_alive():
+            self._exporter.shutdown()  # which ends its attempts, and so both threads
+            sending.join(_CLOSE_SECONDS)
 
 
 class OpenCallSpan:

@@ -84,6 +84,16 @@ def test_the_command_ends_with_a_line_for_each_fault(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+def test_a_files_name_can_not_write_on_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "\x1b[2Jno\rharm.safetensors").write_bytes(b"no vector")
+    model = str(tmp_path / "no-model")
+    with server_process("check", "--model", model, "--vectors", str(tmp_path)) as server:
+        code, _, err = server.end()
+    assert code == 2
+    assert "\x1b" not in err
+    assert r"vector not loaded: \x1b[2Jno harm.safetensors: " in err
+
+
 def test_a_file_is_all_that_a_server_needs(model_folder: Path, vector_folder: Path, tmp_path: Path) -> None:
     cert, key = AUTHORITY.sign().write(tmp_path)
     tokens = write_secret(tmp_path / "tokens", f"alice generate {TOKEN}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -179,3 +180,4 @@ def test_a_collector_that_is_away_holds_nobody_up(
         client.model()
         wait_until(lambda: "UNAVAILABLE" in caplog.text)
         assert client.generate("hi", sampling=GREEDY).tokens
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("Otel")]

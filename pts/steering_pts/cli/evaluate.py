@@ -39,6 +39,7 @@ from steering_pts.cli.evaluating import (
 from steering_pts.cli.options import AsJson, Device, OracleOption
 from steering_pts.cli.run import setting
 from steering_pts.credentials import CredentialFiles
+from steering_pts.errors import EvaluationError
 from steering_pts.evaluation.arms import ArmKind
 from steering_pts.evaluation.effects import read_neutral
 from steering_pts.evaluation.evaluate import JOURNAL, VERDICTS, EvaluationTask
@@ -185,6 +186,8 @@ def evaluate(
     token forced. Success with intervals over problems, permutation tests, and side effects. Writes evaluation.json and
     plots. Interrupted at any moment, the same command goes on where it stopped.
     """
+    if neutral is not None and not kl:
+        raise EvaluationError("--neutral measures divergence, which --no-kl leaves out; give one of them")
     credentials = CredentialFiles(tls, tls_ca, tls_cert, tls_key, tls_server_name, token_file).read(
         len(endpoint or ())
     )

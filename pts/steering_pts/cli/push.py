@@ -32,6 +32,9 @@ def push(
     with_block_0: Annotated[
         bool, typer.Option("--with-block-0", help="gguf: keep block 0, which llama.cpp can't read.")
     ] = False,
+    model_hint: Annotated[
+        str | None, typer.Option(help="gguf: the model's architecture; asked of the model if not given.")
+    ] = None,
     licence: Annotated[str, typer.Option(help="SPDX identifier of the licence.")] = "Apache-2.0",
     private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
     as_json: AsJson = False,
@@ -55,8 +58,15 @@ def push(
             decode = tokenizer_of(ledger)
             made = dataset_folder(target, what, table, ledger, decode, licence, [source])
         else:
-            is_gguf = what == "gguf"
-            made = vectors_folder(target, source, ledger, licence, as_gguf=is_gguf, with_block_0=with_block_0)
+            made = vectors_folder(
+                target,
+                source,
+                ledger,
+                licence,
+                as_gguf=what == "gguf",
+                model_hint=model_hint,
+                with_block_0=with_block_0,
+            )
     address = None if dry_run else upload(made, repository, private=private)
     if as_json:
         values = {"folder": str(made.path), "kind": made.kind, "uploaded": address}

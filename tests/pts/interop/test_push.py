@@ -14,6 +14,7 @@ from steering_engine.model import SteeredModel
 from steering_engine.vectors.file import load_vector
 from steering_engine.vectors.schema import HeldOutLift
 from steering_pts.cli.run import RunFolder
+from steering_pts.interop.control_vector import read_control_vector
 from steering_pts.interop.hub.card import _cell
 from steering_pts.interop.hub.replacing import MANIFEST
 from tests.support.hub_server import FakeHub, fake_hub
@@ -218,6 +219,12 @@ def test_an_export_that_fails_leaves_the_folder_as_it_was(
 
     assert "pass --model-hint" in ended.error()
     assert contents(tmp_path) == before
+
+    options = ("--what", "gguf", "--model-hint", "qwen3", "--vectors", str(tmp_path / "v"), "--dry-run")
+    ended = push(finished_run, tmp_path / "told", *options)
+
+    assert ended.code == 0, ended.err
+    assert read_control_vector(tmp_path / "told" / "calm.gguf").model_hint == "qwen3"
 
 
 def test_one_vector_file_is_pushed_alone(

@@ -82,6 +82,7 @@ def vectors_folder(
     licence: str,
     *,
     as_gguf: bool,
+    model_hint: str | None = None,
     with_block_0: bool = False,
 ) -> PushFolder:
     """Copies vector files, or writes them as control vectors, with their card.
@@ -92,6 +93,7 @@ def vectors_folder(
         ledger: The run.
         licence: SPDX identifier.
         as_gguf: As control vectors.
+        model_hint: The architecture that control vectors name; None to ask the model's configuration.
         with_block_0: Keep block 0 of control vectors, which llama.cpp can't read.
 
     Raises:
@@ -103,7 +105,7 @@ def vectors_folder(
         files = vector_files(vectors)
         if as_gguf:
             out = new if vectors.is_dir() else new / f"{vectors.stem}.gguf"
-            written = write_control_vectors(vectors, out, with_block_0=with_block_0)
+            written = write_control_vectors(vectors, out, model_hint=model_hint, with_block_0=with_block_0)
             names = {file.stem: file for file in written}
             listed: list[tuple[Path, SteeringVector]] = [(names[file.stem], vector) for file, vector in files]
         else:
