@@ -65,7 +65,12 @@ def variance_draws(
     others = min(math.ceil(rest / min(probabilities)), _MOST_OTHERS)
     pi = np.array([*probabilities, *[rest / max(others, 1)] * others])
     counts = np.array([*draws, *[(0.0, 0.0)] * others]) + prior
-    values = generator.beta(counts[:, 0], counts[:, 1], size=(count, len(pi)))
+    # Beta(1, 1), which most branches have, is uniform: drawn as such, it costs little.
+    uniform = (counts == 1).all(axis=1)
+    values = np.empty((count, len(pi)))
+    values[:, uniform] = generator.random((count, int(uniform.sum())))
+    a, b = counts[~uniform].T
+    values[:, ~uniform] = generator.beta(a, b, size=(count, len(a)))
     return decision_variance(pi / pi.sum(), values)
 
 
