@@ -21,7 +21,8 @@ from examples.dpo.recipe import ArmOutcome, Plan, difference, run_arm
 from examples.dpo.training import BATCH, BETA, LEARNING_RATES, LORA_LEARNING_RATES, Recipe
 from steering_engine.alias import resolve_model
 from steering_engine.loading import load_model
-from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
+from steering_pts.cli.run import RunFolder
+from steering_pts.cli.running import ModelChoice, discover_into, oracle_for
 from steering_pts.data import DataOptions, load_problems
 from steering_pts.ledger.export import write_atomically
 from steering_pts.progress import RunProgress

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import settings
 
 from steering_engine.model import SteeredModel
-from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
+from steering_pts.cli.run import RunFolder
+from steering_pts.cli.running import ModelChoice, discover_into, oracle_for
 from steering_pts.data import load_problems
 from steering_pts.progress import RunProgress
 from tests.support.pts import ORACLE, SAMPLER, SEARCH, save_ending_model, write_problems

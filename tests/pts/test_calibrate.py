@@ -16,7 +16,8 @@ import torch
 
 from steering_engine.loading import LoadedModel, load_model
 from steering_engine.vectors.file import load_vector, save_vector
-from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
+from steering_pts.cli.run import RunFolder
+from steering_pts.cli.running import ModelChoice, discover_into, oracle_for
 from steering_pts.data import DataOptions, load_problems
 from steering_pts.progress import RunProgress
 from steering_pts.settings import SearchSettings

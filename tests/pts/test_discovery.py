@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from steering_engine.model import SteeredModel
 from steering_pts import keeping
-from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
+from steering_pts.cli.run import RunFolder
+from steering_pts.cli.running import ModelChoice, discover_into, oracle_for
 from steering_pts.data import Problem, load_problems
 from steering_pts.discovery import Discovery
 from steering_pts.errors import LedgerSettingsError, SearchError

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from steering_pts.cli.run import RunFolder, oracle_for, oracle_of
+from steering_pts.cli.run import RunFolder
+from steering_pts.cli.running import oracle_for, oracle_of
 from steering_pts.data import Problem
 from steering_pts.errors import OracleError
 from steering_pts.oracles import registry

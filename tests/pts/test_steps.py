@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from steering_engine.model import SteeredModel
-from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for, sampler_of
+from steering_pts.cli.run import RunFolder, sampler_of
+from steering_pts.cli.running import ModelChoice, discover_into, oracle_for
 from steering_pts.data import load_problems
 from steering_pts.errors import LedgerError
 from steering_pts.ledger import LedgerReader

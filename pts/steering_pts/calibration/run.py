@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 from steering_engine.loading import weights_digest
 from steering_pts.calibration.calibrating import calibrate_groups, check_problems
 from steering_pts.calibration.candidates import load_candidates, read_candidates
+from steering_pts.calibration.files import CalibrationFiles
 from steering_pts.calibration.log import CalibrationLog
 from steering_pts.calibration.options import CalibrationOptions
 from steering_pts.calibration.results import CalibrationResult
@@ -19,37 +19,6 @@ from steering_pts.data import Problem
 from steering_pts.errors import VectorsError
 from steering_pts.oracles.registry import oracle_settings
 from steering_pts.settings import JsonValue, as_json
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationFiles:
-    """Where a calibration keeps its files.
-
-    Attributes:
-        root: The folder of the run.
-    """
-
-    root: Path
-
-    @property
-    def candidates(self) -> Path:
-        """The candidate vectors, made by `pts vectors`."""
-        return self.root / "candidates"
-
-    @property
-    def log(self) -> Path:
-        """Every measurement, append-only."""
-        return self.root / "calibration.jsonl"
-
-    @property
-    def result(self) -> Path:
-        """What the calibration came to."""
-        return self.root / "calibration.json"
-
-    @property
-    def vectors(self) -> Path:
-        """The calibrated vector files."""
-        return self.root / "vectors"
 
 
 def calibrate_into(

@@ -1,29 +1,76 @@
-"""The commands of `pts`."""
+"""The commands of `pts`, each imported when it is given: help and `pts status` need not wait for torch."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 from pathlib import Path
-from typing import Annotated
+from typing import Any, Final
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from steering_pts.cli.calibrate import calibrate
-from steering_pts.cli.discover import discover
-from steering_pts.cli.evaluate import evaluate
-from steering_pts.cli.export import export
-from steering_pts.cli.grade import grade
-from steering_pts.cli.import_ import import_
-from steering_pts.cli.inspect import inspect
-from steering_pts.cli.push import push
-from steering_pts.cli.report import report
-from steering_pts.cli.show import show, status
-from steering_pts.cli.vectors import vectors
+COMMANDS: Final = {
+    "discover": ("discover", "discover"),
+    "status": ("show", "status"),
+    "show": ("show", "show"),
+    "export": ("export", "export"),
+    "import": ("import_", "import_"),
+    "push": ("push", "push"),
+    "grade": ("grade", "grade"),
+    "vectors": ("vectors", "vectors"),
+    "calibrate": ("calibrate", "calibrate"),
+    "evaluate": ("evaluate", "evaluate"),
+    "report": ("report", "report"),
+    "inspect": ("inspect", "inspect"),
+    "demo": ("demo", "demo"),
+}
+"""The module beside this one and the function in it of each command, in the order in which help lists them."""
+
+_STYLE: Final[dict[str, Any]] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": "rich",
+}
+
+
+class LazyCommands(TyperGroup):
+    """Lists all commands without importing one, and imports the one that is run."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # noqa: ARG002
+        """Their names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand | None:  # type: ignore[override]  # noqa: ARG002
+        """A command as help lists it: by its name, and what it says of itself."""
+        return TyperCommand(cmd_name, help=documentation(cmd_name)) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is given, as it is run."""
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, command(args[0]) if listed else None, rest
+
+
+def command(name: str) -> Any:
+    """A command with its options, as typer makes it."""
+    module, function = COMMANDS[name]
+    alone = typer.Typer(**_STYLE)
+    alone.command(name)(getattr(importlib.import_module(f"steering_pts.cli.{module}"), function))
+    return typer.main.get_command(alone)
+
+
+def documentation(name: str) -> str:
+    """What the function of a command says of itself, read from its source."""
+    module, function = COMMANDS[name]
+    tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+    [own] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    return ast.get_docstring(own) or ""
+
 
 app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    **_STYLE,
+    cls=LazyCommands,
     no_args_is_help=True,
-    rich_markup_mode="rich",
     help="Find the pivotal tokens of a language model and turn them into steering vectors.",
     epilog=(
         "A run is a folder. `pts discover RUN --model M --dataset D` fills it, and goes on where it stopped when the "
@@ -33,19 +80,7 @@ app = typer.Typer(
     ),
 )
 
-for command in (discover, status, show, export, push, grade, vectors, calibrate, evaluate, report, inspect):
-    app.command()(command)
-app.command("import")(import_)
 
-
-@app.command()
-def demo(
-    run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    problems: Annotated[int, typer.Option(help="Training problems to search.", min=4)] = 32,
-    test_problems: Annotated[int, typer.Option(help="Held-out problems to generate on.", min=10)] = 500,
-    seed: Annotated[int, typer.Option(help="Seed of everything.", min=0)] = 0,
-) -> None:
-    """The whole way on the bundled model: discover, record, make vectors, serve, and steer through the client."""
-    from steering_pts.demo.run import DemoOptions, run_demo  # noqa: PLC0415 -- needs the client, other commands don't
-
-    run_demo(DemoOptions(run, problems, test_problems, seed))
+@app.callback()
+def _pts() -> None:
+    """A group also where no command is registered with it."""

@@ -20,7 +20,8 @@ from steering_pts.cli.data_options import (
 )
 from steering_pts.cli.endpoint_options import TlsCa, TlsCert, TlsKey, TlsServerName, TokenFile, UseTls
 from steering_pts.cli.options import AsJson, Device, Dtype, OracleOption, Run
-from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
+from steering_pts.cli.run import RunFolder
+from steering_pts.cli.running import ModelChoice, discover_into, oracle_for
 from steering_pts.cli.tables import print_summary
 from steering_pts.credentials import CredentialFiles
 from steering_pts.data import load_problems

@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from steering_pts.calibration.run import CalibrationFiles
+from steering_pts.calibration.files import CalibrationFiles
 from steering_pts.calibration.writing import calibrated_on
-from steering_pts.cli.run import RunFolder, oracle_for, oracle_of, sampler_of, setting
+from steering_pts.cli.run import RunFolder, sampler_of, setting
+from steering_pts.cli.running import oracle_for, oracle_of
 from steering_pts.credentials import Credentials
 from steering_pts.data import DataOptions, Problem, load_problems
 from steering_pts.errors import DataError, EvaluationError

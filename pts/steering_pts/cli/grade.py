@@ -24,7 +24,7 @@ from steering_pts.cli.data_options import (
     data_options,
 )
 from steering_pts.cli.options import AsJson, OracleOption
-from steering_pts.cli.run import oracle_for
+from steering_pts.cli.running import oracle_for
 from steering_pts.data import load_problems
 from steering_pts.data.values import as_json as json_value
 from steering_pts.errors import DataError

@@ -8,15 +8,8 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from steering_pts.calibration.trials import Bench
-from steering_pts.cli.run import (
-    ModelChoice,
-    RunFolder,
-    oracle_for,
-    oracle_of,
-    rollouts,
-    sampler_of,
-    setting,
-)
+from steering_pts.cli.run import RunFolder, sampler_of, setting
+from steering_pts.cli.running import ModelChoice, oracle_for, oracle_of, rollouts
 from steering_pts.data import Problem
 from steering_pts.errors import SearchError
 from steering_pts.oracles.base import Oracle

@@ -28,8 +28,9 @@ from steering_pts.cli.data_options import (
 )
 from steering_pts.cli.measuring import OwnOptions, measuring
 from steering_pts.cli.options import AsJson, Device, Run
-from steering_pts.cli.run import ModelChoice, RunFolder, rollouts, sampler_of, setting
-from steering_pts.cli.tables import candidate_values, print_candidates, print_vectors
+from steering_pts.cli.run import RunFolder, sampler_of, setting
+from steering_pts.cli.running import ModelChoice, rollouts
+from steering_pts.cli.vector_tables import candidate_values, print_candidates, print_vectors
 from steering_pts.data import load_problems
 from steering_pts.errors import SearchError
 from steering_pts.progress import RunProgress

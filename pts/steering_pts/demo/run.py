@@ -18,7 +18,8 @@ from steering_pts.calibration.results import CalibrationResult
 from steering_pts.calibration.run import calibrate_into
 from steering_pts.calibration.trials import Bench
 from steering_pts.cli.report import write_page
-from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for, rollouts
+from steering_pts.cli.run import RunFolder
+from steering_pts.cli.running import ModelChoice, discover_into, oracle_for, rollouts
 from steering_pts.data import DataOptions, Problem, load_problems
 from steering_pts.demo.kinds import decision_kind
 from steering_pts.demo.probe_quality import ProbeQuality, measure_probe, pivot_probe

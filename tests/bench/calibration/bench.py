@@ -20,7 +20,8 @@ from steering_pts.calibration.log import CalibrationLog
 from steering_pts.calibration.options import CalibrationOptions
 from steering_pts.calibration.settings import settings_of
 from steering_pts.calibration.trials import Bench, Trials
-from steering_pts.cli.run import ModelChoice, RunFolder, discover_into, oracle_for
+from steering_pts.cli.run import RunFolder
+from steering_pts.cli.running import ModelChoice, discover_into, oracle_for
 from steering_pts.data import DataOptions, Problem, load_problems
 from steering_pts.progress import RunProgress
 from steering_pts.prompts import encode_prompts
