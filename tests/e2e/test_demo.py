@@ -13,7 +13,7 @@ from steering_pts.demo.run import DemoOptions, run_demo
 from steering_pts.vectors.methods import METHODS
 from steering_pts.vectors.options import VectorOptions
 
-TEST_PROBLEMS = 120
+TEST_PROBLEMS = 60
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "report.json").write_text("{}", encoding="utf-8")
     (folder / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("steering_pts.demo.run._VALIDATION_PROBLEMS", 100)
+        patch.setattr("steering_pts.demo.run._VALIDATION_PROBLEMS", 60)
         patch.setattr("steering_pts.demo.run._VECTORS", VectorOptions(methods=("optimised",), blocks=(1, 3)))
         options = CalibrationOptions((0.5, 1.0), ("context", "probe"), by="form")
         patch.setattr("steering_pts.demo.run._CALIBRATION", options)

@@ -32,8 +32,8 @@ from steering_pts.demo.problems import (
 )
 from steering_pts.demo.tokenizer import SPECIAL_TOKENS, build_tokenizer, prompt_text
 
-# The standard error of a rate of 0.9 is then 0.010, and of 0.36, the closest to its bound, 0.016.
-ROLLOUTS = 900
+# The standard error of a rate of 0.9 is then 0.012, and of 0.36, the closest to its bound, 0.020.
+ROLLOUTS = 600
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from steering_client import Client, SamplingParams, Tls
 from steering_server.checking import check
@@ -55,6 +58,20 @@ def test_everything_wrong_is_named(model_folder: Path, vector_folder: Path, tmp_
         "steering.rules[0].vector: ",
     ):
         assert sum(text in fault for fault in faults) == 1, text
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"deterministic": True, "dtype": "bfloat16"}, "it runs in bfloat16; float32 is needed"),
+        ({"max_context": 64, "cache_tokens": 32}, "cache_tokens"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(
+    model_folder: Path, settings: dict[str, Any], expected: str
+) -> None:
+    [fault], _ = check(ServerConfig(model=str(model_folder), **settings))
+    assert expected in fault
 
 
 def test_without_a_model_vector_files_are_read_all_the_same(vector_folder: Path, tmp_path: Path) -> None:
