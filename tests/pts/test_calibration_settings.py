@@ -16,7 +16,7 @@ from steering_pts.calibration.options import CalibrationOptions
 from steering_pts.calibration.settings import settings_of, triggers_of
 from steering_pts.errors import SearchError, VectorsError
 from tests.support.calibration import write_candidates
-from tests.support.vectors import random_vector
+from tests.support.vectors import random_vector, save_random_vector
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,17 @@ def test_everything_that_is_wrong_with_candidates_is_told_at_once(candidates: Pa
 
     assert "ascii-random.safetensors: No such file or directory" in str(caught.value)
     assert "idle-random.safetensors: not a sound safetensors file" in str(caught.value)
+
+
+def test_files_of_any_name_are_groups_by_names_that_vectors_may_have(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    for name in ("copy", "My Best (v2)", "my-best-v2", "Ünï"):
+        save_random_vector(tmp_path, loaded, "mine", [0]).rename(tmp_path / f"{name}.safetensors")
+
+    groups = read_candidates(tmp_path)
+
+    assert [group.name for group in groups] == ["my-best-v2", "copy", "my-best-v2-2", "n"]
 
 
 @pytest.mark.parametrize(

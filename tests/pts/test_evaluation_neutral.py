@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import logging
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from steering_engine.vectors.file import encode_vector
 from steering_pts.calibration.divergence import kl_per_token
 from steering_pts.errors import EvaluationError
 from steering_pts.evaluation.arms import steered
-from steering_pts.evaluation.neutral import WINDOW_TOKENS, acts_on, neutral_completions
+from steering_pts.evaluation.neutral import WINDOW_TOKENS, acts_on, neutral_completions, neutral_ids
 from steering_pts.evaluation.served import ServedVector, TriggerName, trigger_of
 from steering_spec import GenerationSpec, PromptIds, SamplingParams
 from tests.support.vectors import random_vector
@@ -82,6 +84,20 @@ def test_a_long_text_is_cut_into_windows_that_leave_no_step_out(model: SteeredMo
     assert all(len(one.prompt_ids) == 1 and len(one.ids) < window for one in completions)
     divergences = kl_per_token(model.loaded, completions, {vector.id: vector.vector})
     assert all(kl > 0 for one in divergences for kl in one.kl)
+
+
+def test_a_long_text_is_no_reason_to_warn(model: SteeredModel, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = copy.deepcopy(model.loaded.tokenizer)
+    tokenizer.model_max_length = 8
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        ids = neutral_ids(tokenizer, "far longer than the context")
+    finally:
+        logger.removeHandler(caplog.handler)
+
+    assert len(ids) > 8
+    assert not caplog.records
 
 
 def test_a_text_without_a_step_is_refused(model: SteeredModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +14,7 @@ from steering_engine.model import SteeredModel
 from steering_engine.vectors.file import load_vector
 from steering_engine.vectors.schema import SteeringVector
 from steering_pts.errors import VectorsError
+from steering_pts.interop.model_vectors import vector_name
 
 INDEX = "index.json"
 
@@ -56,6 +57,8 @@ class _Index(BaseModel):
 def read_candidates(folder: Path) -> list[CandidateGroup]:
     """The groups of a folder, in the order of its index; without an index each vector file is a group of its own.
 
+    Such a group is called as its file, as far as a vector can be.
+
     Raises:
         VectorsError: There are no files, the index is wrong, or files are; everything that is wrong at once.
     """
@@ -75,7 +78,7 @@ def read_candidates(folder: Path) -> list[CandidateGroup]:
         ):
             faults += [f"{path}: a candidate's file must be in the folder of its index" for path in strange]
     else:
-        groups = [(path.stem, {"": path}) for path in sorted(folder.glob("*.safetensors"))]
+        groups = _named(sorted(folder.glob("*.safetensors")))
     found = [_group(name, files, faults) for name, files in groups]
     if faults:
         raise VectorsError("\n  ".join([f"{folder}:", *faults]) if len(faults) > 1 else faults[0])
@@ -95,6 +98,18 @@ def load_candidates(model: SteeredModel, groups: list[CandidateGroup], folder: P
     for group in groups:
         for method, vector in group.vectors.items():
             model.vectors.load(group.ids[method], paths[vector.sha256], vector.sha256)
+
+
+def _named(paths: Sequence[Path]) -> list[tuple[str, dict[str, Path]]]:
+    """A group of each file, by a name of its own that a vector may have: what is kept is written under it."""
+    names: dict[str, Path] = {}
+    for path in paths:
+        name = vector_name(path.stem)
+        number = 1
+        while (free := name if number == 1 else f"{name[:58].rstrip('-')}-{number}") in names:
+            number += 1
+        names[free] = path
+    return [(name, {"": path}) for name, path in names.items()]
 
 
 def _read_index(path: Path) -> _Index:

@@ -91,16 +91,22 @@ def export(
 
 
 def laid_out(
-    to: str, folder: RunFolder, ledger: LedgerReader, vectors: Path | None, version: int, pattern: str | None
+    to: str,
+    folder: RunFolder,
+    ledger: LedgerReader,
+    vectors: Path | None,
+    version: int,
+    pattern: str | None,
+    model: str | None = None,
 ) -> RowTable:
-    """A run as a table in another tool's layout.
+    """A run as a table in another tool's layout; its model is called as the run calls it if not given.
 
     Raises:
         PtsError: There is no such layout, or it does not fit the run.
     """
     if to not in TABLE_LAYOUTS:
         raise LedgerError(f"unknown layout {to!r}; expected {', '.join(LAYOUTS)}")
-    options = TableOptions(cast("Version", version), finished_at(folder.pivots), pattern)
+    options = TableOptions(cast("Version", version), finished_at(folder.pivots), pattern, model)
     return layout_table(
         to,
         ledger,

@@ -15,6 +15,7 @@ from steering_pts.cli.run import RunFolder, tokenizer_of
 from steering_pts.errors import InteropError
 from steering_pts.interop.exports import TABLE_LAYOUTS
 from steering_pts.interop.hub.folder import dataset_folder, vectors_folder
+from steering_pts.interop.hub.naming import shown_model
 from steering_pts.interop.hub.upload import PushFolder, check_repository, upload
 
 WHAT: Final = ("vectors", "gguf", *TABLE_LAYOUTS)
@@ -54,7 +55,8 @@ def push(
         folder.require_pivots()
         made: PushFolder
         if what in TABLE_LAYOUTS:
-            table = laid_out(what, folder, ledger, vectors, codelion_version, pattern)
+            model = shown_model(str(ledger.settings().get("model", "")))
+            table = laid_out(what, folder, ledger, vectors, codelion_version, pattern, model)
             decode = tokenizer_of(ledger)
             made = dataset_folder(target, what, table, ledger, decode, licence, [source])
         else:

@@ -60,7 +60,8 @@ def neutral_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     Raises:
         EvaluationError: There are fewer than two: no step.
     """
-    ids = tuple(tokenizer(text)["input_ids"])
+    # Longer than the context it may be: it is cut into pieces.
+    ids = tuple(tokenizer(text, verbose=False)["input_ids"])
     if len(ids) < 2:
         raise EvaluationError(f"the neutral text has {len(ids)} tokens; expected at least 2")
     return ids

@@ -33,11 +33,13 @@ class TableOptions:
         version: Version of codelion's data sets.
         created: When the run was finished.
         pattern: The kind of reasoning of every row of vectors; None to tell it from each.
+        model: What the run's model is called; None as the run calls it, which may be a folder of this machine.
     """
 
     version: Version
     created: dt.datetime
     pattern: str | None = None
+    model: str | None = None
 
 
 def layout_table(
@@ -59,7 +61,7 @@ def layout_table(
     Raises:
         InteropError: The layout does not fit the run, or an option is none of the layout's.
     """
-    export = CodelionExport(ledger, decode, options.version, options.created, options.pattern)
+    export = CodelionExport(ledger, decode, options.version, options.created, options.pattern, options.model)
     match layout:
         case "codelion-pts":
             return export.pivots()

@@ -42,7 +42,7 @@ class Recovery:
 
     def text_ids(self, text: str) -> tuple[int, ...] | None:
         """The ids of a text that decode to it again, special tokens included; None where there are none."""
-        ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         return ids if ids and self._is_known(ids) and self._decode(ids) == text else None
 
     def next_id(self, context: str, context_ids: tuple[int, ...], token: TokenText) -> int | None:
@@ -52,8 +52,8 @@ class Recovery:
         behind the context, and where the tokenizer would join them, the token that has the text alone.
         """
         whole = context + token.text
-        continued = tuple(self._tokenizer(whole, add_special_tokens=False)["input_ids"])
-        alone = tuple(self._tokenizer(token.text, add_special_tokens=False)["input_ids"])
+        continued = tuple(self._tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"])
+        alone = tuple(self._tokenizer(token.text, add_special_tokens=False, verbose=False)["input_ids"])
         candidates = [token.id] if token.id is not None else []
         if continued[: len(context_ids)] == context_ids and len(continued) == len(context_ids) + 1:
             candidates.append(continued[-1])

@@ -198,6 +198,8 @@ def test_a_missing_counterpart_is_the_models_most_probable_other_token(
         ({"prob_delta": 0.0}, "prob_delta is 0; a pivotal token changes the probability of success"),
         ({"prob_delta": None, "prob_after": None}, "it has no prob_delta, and not both"),
         ({"schema_version": "3.0"}, "schema_version: input should be '1.0' or '2.0'"),
+        ({"query": "half \ud800"}, "query: input should be a valid string"),
+        ({"rejected_token": "\ud800"}, "rejected_token: input should be a valid string"),
     ],
 )
 def test_a_row_that_can_not_be_used_stops_the_import_and_is_named(

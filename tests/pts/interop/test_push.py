@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import DatasetCard, ModelCard
 
 from steering_engine.model import SteeredModel
@@ -38,7 +39,9 @@ def test_a_dry_run_writes_the_data_set_and_its_card(
     assert ended.out == f"{tmp_path / 'out'}\ndry run: nothing was uploaded\n"
     rows = (tmp_path / "out" / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     exported = run_pts("export", str(finished_run.path), "--to", what)
-    assert rows == exported.out.splitlines()
+    with finished_run.read() as ledger:
+        here = str(ledger.settings()["model"])
+    assert rows == exported.out.replace(here, Path(here).name).splitlines()
     card = DatasetCard((tmp_path / "out" / "README.md").read_text(encoding="utf-8"))
     assert card.data.license == "apache-2.0"
     for said in (
@@ -71,6 +74,32 @@ def test_vectors_are_pushed_with_what_they_were_measured_to_do(
         in card.text
     )
     assert "no place for *when*" not in card.text
+
+
+def test_what_is_pushed_does_not_tell_the_folders_of_this_machine(
+    finished_run: RunFolder, ending_folder: Path, model: SteeredModel, tmp_path: Path
+) -> None:
+    made = save_random_vector(
+        tmp_path / "v",
+        model.loaded,
+        "calm",
+        [1],
+        model_id=str(ending_folder),
+        discovery_settings={"model": str(ending_folder), "seed": 1},
+    )
+
+    for what in ("vectors", "codelion-pts"):
+        ended = push(
+            finished_run, tmp_path / what, "--what", what, "--vectors", str(made.parent), "--dry-run"
+        )
+        assert ended.code == 0, ended.err
+
+    pushed = load_vector(tmp_path / "vectors" / made.name)
+    assert pushed.metadata.model_id == ending_folder.name
+    assert pushed.metadata.discovery_settings == {"model": ending_folder.name, "seed": 1}
+    assert torch.equal(pushed.directions[1], load_vector(made).directions[1])
+    files = [path for path in tmp_path.glob("*/**/*") if path.is_file() and path != made]
+    assert not [path for path in files if str(ending_folder).encode() in path.read_bytes()]
 
 
 def test_control_vectors_are_pushed_with_a_warning(

@@ -63,6 +63,7 @@ class CodelionExport:
         version: Which version of the data sets.
         created: When the run was finished.
         pattern: The kind of reasoning written into every row; None to tell it from each token and its context.
+        model: What the model is called; None as the run calls it.
     """
 
     ledger: LedgerReader
@@ -70,6 +71,7 @@ class CodelionExport:
     version: Version
     created: dt.datetime
     pattern: str | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if self.version not in {1, 2}:
@@ -206,7 +208,7 @@ class CodelionExport:
 
     @property
     def _model(self) -> str:
-        return str(self.ledger.settings().get("model", ""))
+        return self.model if self.model is not None else str(self.ledger.settings().get("model", ""))
 
     @property
     def _task(self) -> str:

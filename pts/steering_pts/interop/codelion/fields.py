@@ -15,6 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Effect = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# With a bound on its length a text is looked at, and half of a surrogate pair, which no tokenizer takes, is told.
+AnyText = Annotated[str, Field(min_length=0)]
 SomeText = Annotated[str, Field(min_length=1)]
 _SHOWN_FAULTS: Final = 4  # of one row: a vector may have thousands of bad numbers
 Fields = TypeVar("Fields", bound="CodelionFields")
@@ -66,8 +68,8 @@ def _own_ids(value: object) -> object:
 class PivotFields(CodelionFields):
     """A row of `pts`."""
 
-    model_id: str = ""
-    query: str = ""
+    model_id: AnyText = ""
+    query: AnyText = ""
     pivot_context: SomeText
     pivot_token: SomeText
     pivot_token_id: int | None = None
@@ -75,8 +77,8 @@ class PivotFields(CodelionFields):
     prob_after: Probability | None = None
     prob_delta: Effect | None = None
     is_positive: bool | None = None
-    task_type: str | None = None
-    rejected_token: str | None = None
+    task_type: AnyText | None = None
+    rejected_token: AnyText | None = None
     rejected_token_id: int | None = None
     metadata: Annotated[OwnIds, BeforeValidator(_own_ids)] = OwnIds()
 
@@ -84,9 +86,9 @@ class PivotFields(CodelionFields):
 class PairMetadata(OwnIds):
     """The metadata of a row of `pts-dpo-pairs`; version 2 has both probabilities."""
 
-    original_query: str = ""
+    original_query: AnyText = ""
     prob_delta: Effect | None = None
-    task_type: str | None = None
+    task_type: AnyText | None = None
     prob_chosen: Probability | None = None
     prob_rejected: Probability | None = None
 
@@ -103,7 +105,7 @@ class PairFields(CodelionFields):
 class VectorFields(CodelionFields):
     """A row of `pts-steering-vectors`."""
 
-    model_id: str = ""
+    model_id: AnyText = ""
     pivot_context: SomeText
     steering_vector: Annotated[
         tuple[Annotated[float, Field(allow_inf_nan=False)], ...],

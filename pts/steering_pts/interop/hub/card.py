@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCardData, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from steering_engine.vectors.schema import SteeringVector
+from steering_pts.interop.hub.naming import shown_model
 from steering_pts.ledger import LedgerReader, PivotRecord
 
 _SHOWN: Final = 10
@@ -39,7 +40,7 @@ class RunFacts:
         """Those of a run."""
         settings, summary = ledger.settings(), ledger.summary()
         return cls(
-            model=_shown(str(settings.get("model", "an unknown model"))),
+            model=shown_model(str(settings.get("model", "an unknown model"))),
             oracle=str(settings.get("oracle", "unknown")),
             problems=summary.problems,
             completions=sum(summary.completions.values()),
@@ -125,11 +126,6 @@ def _origin(imported: object) -> str:
         return ""
     origin = json.loads(imported)
     return f"{origin['source']} ({origin['layout']})"
-
-
-def _shown(model: str) -> str:
-    """A model as others may know it: what is a folder here is its name alone."""
-    return Path(model).name if model.startswith((".", "/", "~")) or Path(model).exists() else model
 
 
 def _is_on_hub(model: str) -> bool:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from steering_engine.vectors.file import save_vector
 from steering_engine.vectors.schema import SteeringVector
 from steering_pts.export import RowTable, lines_of
 from steering_pts.interop.exports import vector_files, write_control_vectors
 from steering_pts.interop.hub.card import dataset_card, model_card
+from steering_pts.interop.hub.naming import shown_vector
 from steering_pts.interop.hub.replacing import replacing_folder
 from steering_pts.interop.hub.upload import PushFolder
 from steering_pts.ledger import LedgerReader
@@ -87,6 +89,8 @@ def vectors_folder(
 ) -> PushFolder:
     """Copies vector files, or writes them as control vectors, with their card.
 
+    A file that names a folder of this machine as its model is written with the folder's name alone.
+
     Args:
         path: The folder; see `replacing_folder` for what it may hold.
         vectors: A vector file, or a folder of them.
@@ -109,10 +113,18 @@ def vectors_folder(
             names = {file.stem: file for file in written}
             listed: list[tuple[Path, SteeringVector]] = [(names[file.stem], vector) for file, vector in files]
         else:
-            for file, _ in files:
-                shutil.copyfile(file, new / file.name)
+            for file, vector in files:
+                _put(file, vector, new / file.name)
             listed = files
         what = _WHAT["gguf" if as_gguf else "vectors"]
         card = model_card(ledger, listed, what=what, licence=licence, has_triggers=not as_gguf)
         write_atomically(new / CARD, card.splitlines())
     return PushFolder(path, "model")
+
+
+def _put(file: Path, vector: SteeringVector, out: Path) -> None:
+    shown = shown_vector(vector)
+    if shown is None:
+        shutil.copyfile(file, out)  # byte for byte, so that its digest stays
+    else:
+        save_vector(out, shown)
