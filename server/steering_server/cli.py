@@ -12,7 +12,7 @@ from steering_server.config import ConfigError, ServerConfig, flag
 from steering_server.config_printing import as_toml
 from steering_server.config_sources import CONFIG_VARIABLE, Resolved, resolve, variable
 from steering_server.errors import StartError
-from steering_server.logs import configure_logging, escaped
+from steering_server.logs import adopt_plain_lines, configure_logging, escaped
 from steering_server.signals import leave_on_signals
 
 _CHECK = "check"
@@ -51,6 +51,8 @@ def _run(given: argparse.Namespace) -> None:
         print(as_toml(resolved), end="")
         return
     leave_on_signals()
+    configure_logging(resolved.config.log_format)
+    adopt_plain_lines(resolved.config.log_format)
     # Imported here: torch takes seconds, which neither --help nor a wrong setting should cost.
     if checking:
         _check(resolved)
@@ -62,7 +64,6 @@ def _serve(resolved: Resolved) -> None:
     from steering_engine.errors import EngineError  # noqa: PLC0415
     from steering_server.process import run_server  # noqa: PLC0415
 
-    configure_logging(resolved.config.log_format)
     try:
         run_server(resolved.config, lambda line: print(line, flush=True))
     except EngineError as error:
@@ -72,7 +73,6 @@ def _serve(resolved: Resolved) -> None:
 def _check(resolved: Resolved) -> None:
     from steering_server.checking import check  # noqa: PLC0415
 
-    configure_logging(resolved.config.log_format)
     faults, summary = check(resolved.config)
     if faults:
         _fail(faults)
