@@ -100,7 +100,8 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        # In ASCII: whatever else stderr can't take, it would escape as Python does, which is no JSON.
+        return json.dumps(entry)
 
 
 def _notes(record: logging.LogRecord) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -19,7 +18,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steering.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 from steering_client import Client, SamplingParams, SteeringRule, VectorInfo
-from tests.support.certificates import Authority
 from tests.support.processes import descendants, processes
 from tests.support.server import LiveServer, server_process, wait_until
 from tests.support.statuses import code_of, failure
@@ -231,22 +229,6 @@ def test_limits_reach_the_engine_and_logs_are_json_with_request_ids(model_folder
     [mine] = [entry for entry in entries if entry.get("request_id") == "req-7"]
     assert mine["message"].startswith("/steering.v1.GenerationService/Generate OK ")
     assert "secret" not in err
-
-
-def test_no_peer_writes_into_a_log_of_json(model_folder: Path, tmp_path: Path) -> None:
-    cert, key = Authority().sign().write(tmp_path)
-    options = ["--port", "0", "--log-format", "json", "--tls-cert", str(cert), "--tls-key", str(key)]
-    with server_process("--model", str(model_folder), *options) as server:
-        host, _, port = server.address().rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=30) as connection:
-            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")  # gRPC says of it that a handshake has failed
-            with suppress(OSError):  # it may be ended hard or soft
-                while connection.recv(4096):
-                    pass
-        server.signal(signal.SIGTERM)
-        code, _, err = server.end()
-    assert code == 0
-    assert [json.loads(line)["message"] for line in err.splitlines()] == ["stopping"]
 
 
 def test_help_names_every_variable_and_needs_no_torch() -> None:
