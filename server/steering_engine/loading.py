@@ -147,9 +147,13 @@ def load_model(source: str, device: str = "auto", dtype: str = "auto", processes
 
 def _config(source: str) -> Any:
     path = Path(source)
-    if path.exists() and not (path / "config.json").is_file():
+    try:
+        is_there, has_config = path.exists(), (path / "config.json").is_file()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise ModelError(f"{source}: can't be looked at: {error.strerror or error}") from error
+    if is_there and not has_config:
         raise ModelError(f"{source}: no model folder (it has no config.json)")
-    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+    if not is_there and (source.startswith((".", "/", "~")) or source.count("/") != 1):
         raise ModelError(f"{source}: no such folder (and not an id of the form owner/name)")
     try:
         return AutoConfig.from_pretrained(source)

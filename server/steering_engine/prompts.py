@@ -14,6 +14,16 @@ from steering_spec.selector_admission import named_values
 _LONG_CHARACTERS = 20_000  # tokenized in about 10 ms
 TURN_CHARACTERS = 32
 """What a template puts around a message, about."""
+# A template is a program: beside what it refuses by itself, these messages may lead it into an error of its own.
+_TEMPLATE_ERRORS = (
+    TemplateError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+)
 _LONG_SELECTION = 2_000  # positions and token ids, judged in about 10 ms
 
 
@@ -69,7 +79,7 @@ def _chat_ids(tokenizer: Any, chat: Chat) -> list[int]:
         encoded = tokenizer.apply_chat_template(
             messages, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}, **options
         )
-    except (TemplateError, ValueError, TypeError) as error:
+    except _TEMPLATE_ERRORS as error:
         fault = Violation("chat.messages", f"the model's chat template refuses them: {error}")
         raise InvalidRequestError([fault]) from error
     ids: list[int] = encoded["input_ids"]

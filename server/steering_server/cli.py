@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,8 +15,10 @@ from steering_server.config import ConfigError, ServerConfig, flag
 from steering_server.config_printing import as_toml
 from steering_server.config_sources import CONFIG_VARIABLE, Resolved, resolve, variable
 from steering_server.errors import StartError
-from steering_server.logs import configure_logging, escaped
+from steering_server.logs import adopt_plain_lines, configure_logging, escaped
 from steering_server.signals import leave_on_signals
+
+_log = logging.getLogger(__name__)
 
 _CHECK = "check"
 _DESCRIPTION = f"""Serves a language model over gRPC, steered by vectors at exactly the positions that a request names.
@@ -31,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With 0 when all went well, with 2 when something was wrong.
     """
+    if isinstance(
+        sys.stdout, TextIOWrapper
+    ):  # a model's or a file's name may be of letters that it can't take
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _run(_parsed(arguments))
     except StartError as error:
@@ -51,6 +60,8 @@ def _run(given: argparse.Namespace) -> None:
         print(as_toml(resolved), end="")
         return
     leave_on_signals()
+    configure_logging(resolved.config.log_format)
+    adopt_plain_lines(resolved.config.log_format)
     # Imported here: torch takes seconds, which neither --help nor a wrong setting should cost.
     if checking:
         _check(resolved)
@@ -62,17 +73,25 @@ def _serve(resolved: Resolved) -> None:
     from steering_engine.errors import EngineError  # noqa: PLC0415
     from steering_server.process import run_server  # noqa: PLC0415
 
-    configure_logging(resolved.config.log_format)
     try:
-        run_server(resolved.config, lambda line: print(line, flush=True))
+        run_server(resolved.config, _announce)
     except EngineError as error:
         _fail([str(error)])
+
+
+def _announce(line: str) -> None:
+    """Says on stdout that the server is ready; where nobody takes the line, the server serves all the same."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        _log.warning("nobody was told on stdout (%s): %s", error.strerror or error, line)
+        # Else the interpreter writes the line once more at its end, and calls that a failure.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check(resolved: Resolved) -> None:
     from steering_server.checking import check  # noqa: PLC0415
 
-    configure_logging(resolved.config.log_format)
     faults, summary = check(resolved.config)
     if faults:
         _fail(faults)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from steering_server.address import is_loopback, join_address
+from steering_server.config_paths import directory_problem, file_problem
 from steering_server.errors import StartError
 
 DEFAULT_HOST = "127.0.0.1"
@@ -23,7 +24,9 @@ DEFAULT_PORT = 50051
 _SECRETS = frozenset({"token_file", "tls_key"})
 """Settings into which a secret might be put by mistake, where a path is expected; their values are never told."""
 
-AtLeastOne = Annotated[int, Field(ge=1)]
+# What gRPC's options and the fields that tell of a setting hold: 32 bits of a count, 64 of bytes.
+AtLeastOne = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Bytes = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -97,9 +100,9 @@ class ServerConfig(BaseModel):
     said otherwise."""
     offload_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     "Memory of the host, in GiB, for cached rows of requests that give way to others (CUDA devices only)."
-    vector_memory_bytes: AtLeastOne | None = None
+    vector_memory_bytes: Bytes | None = None
     "Most memory that loaded vectors take in all: tensors, rows on the device, contexts (1 GiB)."
-    vector_table_bytes: AtLeastOne | None = None
+    vector_table_bytes: Bytes | None = None
     "Memory of the device for the rows that loaded vectors are made of (1 GiB, or 16,384 rows of each block)."
     default_steering: Path | None = None
     """File with the steering of requests that name none: a steering.v1.SteeringSpec as JSON. A request's own replaces
@@ -159,7 +162,10 @@ class ServerConfig(BaseModel):
             Fault(name, f"expected a number or a text, got {str(values[name]).lower()}")
             for name in sorted(told_yes)
         ]
-        values = {name: value for name, value in values.items() if name not in told_yes}
+        # `Path("")` is the working directory, which nobody means by a variable of a script that is empty.
+        told_nothing = {name for name, value in values.items() if value == "" and _is_path(cls, name)}
+        faults += [Fault(name, "expected a path, got nothing") for name in sorted(told_nothing)]
+        values = {name: value for name, value in values.items() if name not in told_yes | told_nothing}
         try:
             config = handler(values)
         except ValidationError as error:
@@ -175,6 +181,10 @@ class ServerConfig(BaseModel):
 
 def _is_switch(config: type[ServerConfig], name: str) -> bool:
     return config.model_fields[name].annotation in (bool, bool | None)
+
+
+def _is_path(config: type[ServerConfig], name: str) -> bool:
+    return name in config.model_fields and config.model_fields[name].annotation == (Path | None)
 
 
 def flag(name: str) -> str:
@@ -210,9 +220,11 @@ def _conflicts(config: ServerConfig) -> Iterator[Fault]:
     """What is wrong with settings that are sound each by itself."""
     if not config.model:
         yield Fault("model", "no model; name `demo`, a folder or a Hub id")
-    if config.vectors is not None and not config.vectors.is_dir():
-        yield Fault("vectors", f"the vector directory {str(config.vectors)!r} does not exist")
+    if config.vectors is not None and (problem := directory_problem(config.vectors)):
+        yield Fault("vectors", f"the vector directory {str(config.vectors)!r} {problem}")
     yield from _host_faults(config)
+    if config.port and (config.metrics_host, config.metrics_port) == (config.host, config.port):
+        yield Fault("metrics_port", f"{config.port} is the port of the server itself; take another, or 0")
     if config.tls_cert is not None and config.tls_key is None:
         yield Fault("tls_cert", "a certificate needs its key; add --tls-key")
     for name in ("tls_key", "tls_client_ca"):
@@ -221,6 +233,6 @@ def _conflicts(config: ServerConfig) -> Iterator[Fault]:
     files = ("default_steering", "tls_cert", "tls_key", "tls_client_ca", "token_file")
     for name in files:
         path: Path | None = getattr(config, name)
-        if path is not None and not path.is_file():
+        if path is not None and (problem := file_problem(path)):
             told = "" if name in _SECRETS else f" {str(path)!r}"
-            yield Fault(name, f"expected the path of a file, and there is no such file{told}")
+            yield Fault(name, f"expected the path of a file, and {problem}{told}")

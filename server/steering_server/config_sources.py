@@ -76,10 +76,13 @@ def resolve(flags: Mapping[str, Any], file: Path | None) -> Resolved:
             faults.append(Fault(name, "expected printable characters only"))
             del values[name]
     wrong = {fault.name for fault in faults}
+    # Of a file that can't be read nobody knows what it sets, so nothing is said of what is missing then.
+    unknown_names = ServerConfig.model_fields.keys() - values.keys() if "config" in wrong else set()
     try:
         config = ServerConfig(**values)
     except ConfigError as error:
-        faults += [_with_suggestion(fault) for fault in error.faults if fault.name not in wrong]
+        told = (fault for fault in error.faults if fault.name not in wrong | unknown_names)
+        faults += map(_with_suggestion, told)
     if faults:
         raise ConfigError(tuple(faults), {"config": "--config", **origins})
     known = {*map(variable, ServerConfig.model_fields), CONFIG_VARIABLE}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from contextvars import ContextVar
@@ -41,6 +42,18 @@ def configure_logging(log_format: LogFormat, level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format is LogFormat.JSON else _TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def adopt_plain_lines(log_format: LogFormat) -> None:
+    """Keeps what would be written past the loggers out of a log of JSON; call it before gRPC is imported.
+
+    Warnings of Python become records. gRPC's core, which has no logger, tells of every peer that speaks no gRPC or no
+    TLS in lines of its own; a machine that reads the log could be fed them by anyone, so they are left out unless
+    gRPC's own variable asks for them.
+    """
+    logging.captureWarnings(capture=True)
+    if log_format is LogFormat.JSON:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def adopt_library_loggers() -> None:
@@ -87,7 +100,8 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        # In ASCII: whatever else stderr can't take, it would escape as Python does, which is no JSON.
+        return json.dumps(entry)
 
 
 def _notes(record: logging.LogRecord) -> dict[str, Any]:

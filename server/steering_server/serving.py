@@ -46,6 +46,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 
 # Open calls of a connection beside those that generate: other methods, and those that are being refused.
 _SPARE_STREAMS = 256
+_MOST_STREAMS = 2**31 - 1  # that HTTP/2 has of a connection (RFC 9113, 5.1.1)
 
 # Calls that are still open after the engine has closed get this long to tell their clients so.
 _FAREWELL_SECONDS = 1.0
@@ -84,7 +85,8 @@ class SteeringServer:
         self._looking: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
         # Calls beyond these wait in the client; else one connection could hold any number of open ones.
-        streams = ("grpc.max_concurrent_streams", config.connection_limit + _SPARE_STREAMS)
+        most = min(config.connection_limit + _SPARE_STREAMS, _MOST_STREAMS)
+        streams = ("grpc.max_concurrent_streams", most)
         self._server = grpc.aio.server(interceptors=[self._guard], options=(*CHANNEL_OPTIONS, streams))
         default_steering = None
         if (path := config.default_steering) is not None:

@@ -133,3 +133,11 @@ def test_a_step_of_many_completions_is_no_step_that_a_reader_fell_behind(model_f
         messages = list(Stub(channel).StreamGenerate(generation_pb2.StreamGenerateRequest(spec=spec)))
     results = [message.result for message in messages if message.WhichOneof("event") == "result"]
     assert sorted(result.completion_index for result in results) == list(range(64))
+
+
+def test_the_smallest_buffer_has_room_for_a_last_delta_and_its_result(model_folder: Path) -> None:
+    sampling = generation_pb2.SamplingParams(max_token_count=1)
+    spec = generation_pb2.GenerationSpec(text="hi", sampling=sampling)
+    with LiveServer(model_folder, stream_buffer=1) as server, server.channel() as channel:
+        messages = list(Stub(channel).StreamGenerate(generation_pb2.StreamGenerateRequest(spec=spec)))
+    assert [message.WhichOneof("event") for message in messages] == ["delta", "result"]

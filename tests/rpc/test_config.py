@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,57 @@ def test_a_truth_value_is_no_number_and_an_empty_host_is_none() -> None:
         )
     assert [fault.name for fault in caught.value.faults] == ["grace", "port", "host"]
     assert "--port: expected a number or a text, got true" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vectors", "default_steering", "tls_cert", "token_file"])
+def test_an_empty_path_is_not_the_working_directory(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ServerConfig.model_validate({"model": "m", name: ""})
+    assert [(fault.name, fault.text) for fault in caught.value.faults] == [
+        (name, "expected a path, got nothing")
+    ]
+
+
+@pytest.mark.parametrize("name", ["vectors", "default_steering", "tls_client_ca", "token_file", "tls_key"])
+def test_a_path_that_can_not_be_looked_at_is_a_fault_and_a_secret_in_its_place_is_not_told(name: str) -> None:
+    secret = "s3cret" * 1000  # longer than any file's name, so that asking for it fails
+    with pytest.raises(ConfigError) as caught:
+        ServerConfig.model_validate({"model": "m", name: secret})
+    assert caught.value.__context__ is None
+    [told] = [fault.text for fault in caught.value.faults if "File name too long" in fault.text]
+    assert (secret in told) is (name not in {"token_file", "tls_key"})
+
+
+def test_a_vector_directory_that_may_not_be_read_does_not_count_as_empty() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # outside of pytest's, which nobody else may enter
+        Path(folder).chmod(0o300)
+        code = f"""
+import os
+from steering_server.config import ConfigError, ServerConfig
+if os.getuid() == 0:  # who may read everything
+    os.setuid(65534)
+try:
+    ServerConfig(model="m", vectors={folder!r})
+except ConfigError as error:
+    print(error)
+"""
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert told == f"--vectors: the vector directory {folder!r} can't be read (Permission denied)\n"
+        Path(folder).chmod(0o700)
+
+
+def test_a_number_that_could_not_be_told_or_handed_on_is_refused() -> None:
+    largest = {"max_queued": 2**31 - 1, "default_max_tokens": 2**31 - 1, "vector_memory_bytes": 2**63 - 1}
+    assert ServerConfig.model_validate({"model": "m", **largest}).max_queued == 2**31 - 1
+    with pytest.raises(ConfigError) as caught:
+        ServerConfig.model_validate({"model": "m", **{name: most + 1 for name, most in largest.items()}})
+    assert {fault.name for fault in caught.value.faults} == set(largest)
+
+
+def test_metrics_need_a_port_of_their_own() -> None:
+    with pytest.raises(ConfigError, match="--metrics-port: 9464 is the port of the server itself"):
+        ServerConfig(model="m", port=9464, metrics_port=9464)
+    assert ServerConfig(model="m", port=0, metrics_port=0).metrics_port == 0
 
 
 def test_an_ipv6_host_is_written_in_brackets() -> None:

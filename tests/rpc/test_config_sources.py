@@ -118,6 +118,12 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         resolve({"model": "m"}, tmp_path)
 
 
+def test_of_a_file_that_can_not_be_read_nothing_counts_as_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({"port": "x"}, tmp_path / "none.toml")
+    assert [fault.name for fault in caught.value.faults] == ["config", "port"]
+
+
 def test_tls_lets_it_listen_elsewhere_and_needs_its_files(tmp_path: Path) -> None:
     cert = tmp_path / "cert.pem"
     cert.touch()

@@ -129,6 +129,19 @@ def test_chat_without_a_template_does_not_apply(tmp_path: Path) -> None:
     assert (refused.code, refused.fields) == (grpc.StatusCode.FAILED_PRECONDITION, ["chat"])
 
 
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ range(10 ** 9) }}", "{{ messages.nothing.more }}"])
+def test_messages_that_lead_the_template_into_an_error_are_an_invalid_argument(
+    tmp_path: Path, template: str
+) -> None:
+    folder = save_tiny_model(tmp_path / "m")
+    (folder / "chat_template.jinja").write_text(template)
+    message = generation_pb2.Message(role="user", content="hi")
+    spec = generation_pb2.GenerationSpec(chat=generation_pb2.Chat(messages=[message]))
+    with LiveServer(folder) as server, server.channel() as channel:
+        refused = refusal(Stub(channel), spec)
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["chat.messages"])
+
+
 def test_more_tokens_than_the_context_holds_are_an_invalid_argument(stub: Stub, live: LiveServer) -> None:
     room = live.model.info.facts.max_context_tokens
     sampling = generation_pb2.SamplingParams(max_token_count=room)

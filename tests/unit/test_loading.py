@@ -75,6 +75,11 @@ def test_a_source_that_is_neither_a_folder_nor_an_id(source: str) -> None:
         load_model(source)
 
 
+def test_a_source_that_can_not_be_looked_at_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"can't be looked at: File name too long"):
+        load_model("a" * 5000)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cpu:x", "meta", ""])
 def test_an_unknown_device(device: str, folder: Path) -> None:
     with pytest.raises(ModelError, match=rf"unknown device '{device}'; expected auto, cpu, cuda or cuda:N"):

@@ -83,8 +83,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Generates the completions of one prompt and streams them."""
         spec = await self._spec(request.spec)
-        # Every step of the engine gives an item for each completion.
-        size = self._stream_buffer * spec.sampling.n
+        # Every step of the engine gives a delta for each completion, and the last one its result as well.
+        size = (self._stream_buffer + 1) * spec.sampling.n
         async with aclosing(buffered(self._items(spec, context.peer()), size)) as items:
             async for item in items:
                 for message in _messages(item):
