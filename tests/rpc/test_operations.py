@@ -186,6 +186,8 @@ def test_a_default_steering_acts_on_what_a_request_has_of_its_rows(
     ("text", "told"),
     [
         ("no json", "is no steering.v1.SteeringSpec in JSON"),
+        ("[]", "is no steering.v1.SteeringSpec in JSON: expected an object"),
+        ('""', "is no steering.v1.SteeringSpec in JSON: expected an object"),
         ('{"rulez": []}', "is no steering.v1.SteeringSpec in JSON"),
         (json.dumps({"rules": [{"vector": "absent", "strength": "NaN"}]}), "rules[0].strength"),
         (json.dumps({"rules": [{"vector": "absent"}]}), "steering.rules[0].vector"),

@@ -210,7 +210,10 @@ def _save(out: Path, vectors: Sequence[SteeringVector], mending: Mending, *, fol
         raise InteropError(str(out), [f"it can't be written: {error.strerror}"]) from error
     blocks = sorted({block for vector in vectors for block in vector.directions})
     contexts = sum(len(vector.contexts) for vector in vectors)
-    holds = f"{len(vectors)} vectors at blocks {', '.join(map(str, blocks))}, {contexts} pivot contexts"
+    holds = (
+        f"{len(vectors)} vector{'s' * (len(vectors) != 1)} at block{'s' * (len(blocks) != 1)} "
+        f"{', '.join(map(str, blocks))}, {contexts} pivot context{'s' * (contexts != 1)}"
+    )
     return _Imported(tuple(paths), holds, mending.sentences())
 
 

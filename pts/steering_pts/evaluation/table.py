@@ -39,7 +39,7 @@ def print_report(report: EvaluationReport, files: Sequence[Path]) -> None:
     names = ", ".join(f"{one.name} ({one.trigger_name})" for one in report.vectors)
     console.print(
         f"{report.model} on {len(measurement.problems)} problems of {report.dataset}, "
-        f"{report.settings.samples} completions each: {names}"
+        f"{report.settings.samples} completion{'s' * (report.settings.samples != 1)} each: {names}"
     )
     console.print(_arms_table(figures))
     console.print(_effects_table(figures))

@@ -36,17 +36,21 @@ def read_default_steering(path: Path) -> SteeringSpec:
     Raises:
         StartError: The file can't be read, or holds something else.
     """
-    message = steering_pb2.SteeringSpec()
     try:
-        json_format.Parse(read_file(path).decode(), message)
-        return steering_from_proto(message)
+        return steering_from_proto(_message(read_file(path).decode()))
     except UnicodeDecodeError as error:
         raise StartError(f"{str(path)!r} is no text in UTF-8") from error
     except json_format.ParseError as error:
-        text = " ".join(str(error).split())
-        raise StartError(f"{str(path)!r} is no steering.v1.SteeringSpec in JSON: {text}") from error
+        reason = " ".join(str(error).split())
+        raise StartError(f"{str(path)!r} is no steering.v1.SteeringSpec in JSON: {reason}") from error
     except InvalidRequestError as error:
         raise _refusal(path, error.violations) from error
+
+
+def _message(text: str) -> steering_pb2.SteeringSpec:
+    if not text.lstrip().startswith("{"):  # protobuf takes an empty list or text for an empty message
+        raise json_format.ParseError("expected an object")
+    return json_format.Parse(text, steering_pb2.SteeringSpec())
 
 
 def check_becoming_current(
