@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from steering_pts.errors import InteropError
 from steering_pts.interop.codelion.reading import Decision
 from steering_pts.interop.mending import Mending
 from steering_pts.interop.recovery import RecoveredDecision, Recovery
+from steering_pts.interop.told_rates import ToldRates, field_of
 from steering_pts.ledger import CompletionRecord, Ledger, PivotRecord, ScoreRecord
 from steering_pts.oracles.base import Oracle, Verdict
 from steering_pts.oracles.registry import oracle_settings
@@ -108,12 +109,14 @@ def write_run(
         LedgerError: There is another run, or it can't be written.
     """
     problems: dict[str, Problem] = {}
+    rates: dict[str, dict[str, ToldRates]] = defaultdict(dict)
     completions: list[CompletionRecord] = []
     counts: Counter[str] = Counter()
     for found, prompt in zip(imported.decisions, imported.prompt_tokens, strict=True):
         question = found.decision.query or found.decision.context
         problem = Problem(problem_id(question, ""), question, "", {"task_type": found.decision.task_type})
         problems.setdefault(problem.id, problem)
+        rates[problem.id].setdefault(_completion_id(found), found.decision.rates)
         ids = (*found.context_ids[prompt:], *found.taken_ids)
         completions.append(
             CompletionRecord(
@@ -146,7 +149,12 @@ def write_run(
     }
     ledger = Ledger.open(ledger_path, settings)
     try:
-        ledger.add_problems(list(problems.values()))
+        ledger.add_problems(
+            [
+                replace(problem, fields={**problem.fields, **field_of(rates[problem.id])})
+                for problem in problems.values()
+            ]
+        )
         ledger.add_completions(completions)
         ledger.add_scores([ScoreRecord(c.id, p) for c, p in zip(completions, scores, strict=True)])
         ledger.write_pivots(

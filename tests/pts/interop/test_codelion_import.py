@@ -65,6 +65,12 @@ def imported(tmp_path: Path, model: Path, rows: Sequence[Any], layout: str, *opt
     return json.loads(ended.out), read_our_pivots(run / "pivots.jsonl")
 
 
+def exported(run: Path, layout: str, version: str) -> list[dict[str, Any]]:
+    ended = run_pts("export", str(run), "--to", layout, "--codelion-version", version, "--format", "jsonl")
+    assert (ended.code, ended.err) == (0, "")
+    return [json.loads(line) for line in ended.out.splitlines()]
+
+
 def ids(text: str, model: SteeredModel) -> list[int]:
     found: list[int] = model.loaded.tokenizer(text)["input_ids"]
     return found
@@ -264,6 +270,43 @@ def test_what_works_on_a_run_works_on_an_imported_one(tmp_path: Path, ending_fol
     ended = run_pts("vectors", run, "--json")
     assert ended.code == 0, ended.err
     assert len(list(tmp_path.glob("run/**/*.safetensors"))) >= 2  # vectors and recorded states
+
+
+def test_what_a_file_tells_of_success_goes_out_as_it_came(tmp_path: Path, ending_folder: Path) -> None:
+    """Also from one version into the other: nothing of it is ours to drop, or to vouch for."""
+    rows = [
+        pivot(),
+        pivot(pivot_token="6", prob_before=0.75, prob_after=0.25, prob_delta=-0.5, is_positive=False),
+        pivot(pivot_token="7", prob_before=None, prob_after=None),
+    ]
+    imported(tmp_path, ending_folder, rows, "codelion-pts")
+
+    for version in ("1", "2"):
+        found = {row["pivot_token"]: row for row in exported(tmp_path / "run", "codelion-pts", version)}
+        for row in rows:
+            told = found[row["pivot_token"]]
+            for name in ("query", "pivot_context", "prob_delta", "is_positive", "task_type"):
+                assert told[name] == row[name]
+            for name in ("prob_before", "prob_after"):
+                assert told[name] == row.get(name)
+
+
+def test_what_a_file_tells_of_pairs_goes_out_unverified(tmp_path: Path, ending_folder: Path) -> None:
+    rates = {"prob_chosen": 0.9, "prob_rejected": 0.4}
+    about = {"original_query": "Q?", "task_type": "math", **rates}
+    rows = [
+        {**PAIR, "metadata": {**about, "prob_delta": 0.5}},
+        {**PAIR, "chosen": "6", "metadata": {**about, "prob_delta": -0.5}},  # of the one that was rejected
+    ]
+    imported(tmp_path, ending_folder, rows, "codelion-dpo")
+
+    found = exported(tmp_path / "run", "codelion-dpo", "2")
+
+    assert sorted(row["chosen"] for row in found) == ["4", "6"]
+    for row in found:
+        told = row["metadata"]
+        assert {name: told[name] for name in rates} == rates
+        assert (told["task_type"], told["counterpart_verified"]) == ("math", False)
 
 
 # --- our own exports come back ----------------------------------------------------------------------------------------

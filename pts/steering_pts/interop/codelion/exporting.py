@@ -6,12 +6,13 @@ import datetime as dt
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from steering_engine.steering.contexts import MAX_CONTEXT_TOKENS
 from steering_engine.vectors.schema import SteeringVector
 from steering_pts.errors import InteropError, LedgerError
 from steering_pts.export.columns import RowTable, nested_table
+from steering_pts.interop.codelion.found import Found
 from steering_pts.interop.codelion.layout import (
     Evidence,
     PairMetadata,
@@ -24,8 +25,7 @@ from steering_pts.interop.codelion.layout import (
     VectorRow,
     VectorRow2,
 )
-from steering_pts.ledger import CompletionRecord, ConfirmationRecord, LedgerReader, PivotRecord
-from steering_pts.oracles.base import Verdict
+from steering_pts.ledger import LedgerReader
 
 Version = Literal[1, 2]
 PATTERNS: Final = (
@@ -117,7 +117,7 @@ class CodelionExport:
             is_positive = found.pivot.delta > 0
             values: dict[str, Any] = {
                 "model_id": self._model,
-                "query": found.question,
+                "query": found.problem.question,
                 "pivot_context": self.decode(found.context_ids),
                 "pivot_token": self.decode(found.pivot.ids),
                 "pivot_token_id": found.pivot.token_id,
@@ -125,7 +125,7 @@ class CodelionExport:
                 "prob_after": found.after,
                 "prob_delta": found.pivot.delta,
                 "is_positive": is_positive,
-                "task_type": self._task,
+                "task_type": self._task(found),
                 "dataset_item_id": found.pivot.problem_id,
                 "timestamp": self.created.isoformat(),
                 "rejected_token": self.decode(found.other_ids) if is_positive else None,
@@ -145,11 +145,15 @@ class CodelionExport:
             base: dict[str, Any] = {
                 field.name: getattr(found.evidence, field.name) for field in fields(Evidence)
             }
-            base |= {"original_query": found.question, "prob_delta": pivot.delta, "task_type": self._task}
+            base |= {
+                "original_query": found.problem.question,
+                "prob_delta": pivot.delta,
+                "task_type": self._task(found),
+            }
             if self.version == 1:
                 yield PairRow(*texts, PairMetadata(**base))
                 continue
-            rate, _ = found.rate_of(found.other_ids)
+            rate, rollouts = found.rate_of(found.other_ids)
             good, bad = (found.after, rate) if pivot.delta > 0 else (rate, found.after)
             about = PairMetadata2(
                 **base,
@@ -157,7 +161,7 @@ class CodelionExport:
                 prob_rejected=bad,
                 event_id=f"{pivot.completion_id}:{pivot.position}",
                 category=self._pattern(texts[0], texts[1]),
-                counterpart_verified=rate is not None,
+                counterpart_verified=rollouts > 0,
             )
             yield PairRow2(*texts, about)
 
@@ -179,7 +183,7 @@ class CodelionExport:
                     strength = about.calibrated_strength[block]
                     values = tuple((strength * direction).tolist())
                     row: dict[str, Any] = {
-                        "query": found.question,
+                        "query": found.problem.question,
                         "pivot_context": context,
                         "pivot_token": chosen,
                         "pivot_token_id": pivot.chosen_id,
@@ -187,7 +191,7 @@ class CodelionExport:
                         "prob_after": rate,
                         "prob_delta": _rise(found.before, rate, abs(pivot.delta)),
                         "model_id": self._model,
-                        "task_type": self._task,
+                        "task_type": self._task(found),
                         "steering_vector": values,
                         "cluster_id": cluster,
                         "reasoning_pattern": self._pattern(context, chosen),
@@ -210,88 +214,25 @@ class CodelionExport:
     def _model(self) -> str:
         return self.model if self.model is not None else str(self.ledger.settings().get("model", ""))
 
-    @property
-    def _task(self) -> str:
-        return str(self.ledger.settings().get("oracle", "generic"))
+    def _task(self, found: Found) -> str:
+        settings = self.ledger.settings()
+        own = found.problem.fields.get("task_type") if "imported" in settings else None
+        return own or str(settings.get("oracle", "generic"))
 
     def _pattern(self, context: str, token: str) -> str:
         return self.pattern or reasoning_pattern(context, token)
 
-    def _found(self) -> Iterator[_Found]:
-        questions = {problem.id: problem.question for problem in self.ledger.problems()}
+    def _found(self) -> Iterator[Found]:
+        problems = {problem.id: problem for problem in self.ledger.problems()}
         confirmations = {(c.completion_id, c.position): c for c in self.ledger.confirmations()}
         for pivot in self.ledger.pivots():
             completion = self.ledger.completion(pivot.completion_id)
-            if completion is None or pivot.problem_id not in questions:
+            if completion is None or pivot.problem_id not in problems:
                 raise LedgerError(
                     f"{self.ledger.path}: pivot {pivot.completion_id} is of nothing that is there"
                 )
             confirmation = confirmations.get((pivot.completion_id, pivot.position))
-            yield _Found.of(pivot, completion, questions[pivot.problem_id], confirmation)
-
-
-class _Found(NamedTuple):
-    """A pivot with what the rows need of it."""
-
-    pivot: PivotRecord
-    question: str
-    context_ids: tuple[int, ...]
-    other_ids: tuple[int, ...]
-    before: float | None
-    after: float | None
-    evidence: Evidence
-
-    @classmethod
-    def of(
-        cls,
-        pivot: PivotRecord,
-        completion: CompletionRecord,
-        question: str,
-        confirmation: ConfirmationRecord | None,
-    ) -> _Found:
-        prefix = completion.ids[: pivot.position]
-        after = None if confirmation is None else _success_after(confirmation, completion.verdict)
-        evidence = Evidence(
-            problem_id=pivot.problem_id,
-            completion_id=pivot.completion_id,
-            position=pivot.position,
-            prompt_ids=completion.prompt_ids,
-            prefix_ids=prefix,
-            chosen_ids=pivot.chosen_ids,
-            rejected_ids=pivot.rejected_ids,
-            delta=pivot.delta,
-            low=pivot.low,
-            high=pivot.high,
-            p_value=pivot.p_value,
-            q_value=pivot.q_value,
-            on_path_rollouts=0 if confirmation is None else confirmation.n1,
-            alternative_rollouts=0 if confirmation is None else confirmation.n2,
-            alternatives=pivot.alternatives,
-        )
-        return cls(
-            pivot,
-            question,
-            (*completion.prompt_ids, *prefix),
-            pivot.rejected_ids if pivot.delta > 0 else pivot.chosen_ids,
-            None if after is None else min(max(after - pivot.delta, 0.0), 1.0),
-            after,
-            evidence,
-        )
-
-    def rate_of(self, ids: tuple[int, ...]) -> tuple[float | None, int]:
-        """Success rate after an alternative, and its judged rollouts; None and 0 where it was never drawn."""
-        for count in self.pivot.alternatives:
-            if count.ids == ids and (rollouts := count.successes + count.failures):
-                return count.successes / rollouts, rollouts
-        return None, 0
-
-
-def _success_after(confirmation: ConfirmationRecord, verdict: Verdict) -> float:
-    """V after the token: the completion's own verdict where nothing leaves it, else the rate of what left."""
-    own = float(verdict is Verdict.CORRECT)
-    if confirmation.n1 == 0:
-        return own
-    return (1 - confirmation.leave) * own + confirmation.leave * confirmation.x1 / confirmation.n1
+            yield Found.of(pivot, completion, problems[pivot.problem_id], confirmation)
 
 
 def _rise(before: float | None, after: float | None, otherwise: float) -> float:

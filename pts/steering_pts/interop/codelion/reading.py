@@ -24,6 +24,7 @@ from steering_pts.interop.codelion.fields import (
     validated,
 )
 from steering_pts.interop.mending import Mending
+from steering_pts.interop.told_rates import NOTHING_TOLD, ToldRates
 
 _ROUNDED: Final = 1e-4  # published probabilities are shares of tens of rollouts, some of them rounded
 
@@ -53,6 +54,7 @@ class Decision:
         delta: Effect of the token that was taken on P(success), in [-1, 1], not 0.
         task_type: What kind of problem.
         own: Ids, where the file is an export of ours.
+        rates: P(success) around the token, as far as the file tells them.
     """
 
     number: int
@@ -64,6 +66,7 @@ class Decision:
     delta: float
     task_type: str
     own: OwnIds
+    rates: ToldRates = NOTHING_TOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +219,7 @@ def _pivot(number: int, row: PivotFields, mending: Mending) -> Decision | str:
         delta,
         row.task_type or "generic",
         row.metadata,
+        ToldRates(row.prob_before, row.prob_after),
     )
 
 
@@ -237,10 +241,12 @@ def _pair(number: int, row: PairFields, mending: Mending) -> Decision | str:
     mending.note_all(f"{' and '.join(missing)} missing", [number] if missing else [])
     chosen, rejected = TokenText(row.chosen), TokenText(row.rejected)
     # A negative effect is that of the token which was taken, and that is then the worse one.
-    taken, other = (chosen, rejected) if delta > 0 else (rejected, chosen)
-    return Decision(
-        number, "", about.original_query, row.prompt, taken, other, delta, about.task_type or "generic", about
-    )
+    rates = ToldRates(after=about.prob_chosen, other=about.prob_rejected)
+    taken, other = chosen, rejected
+    if delta < 0:
+        taken, other, rates = other, taken, ToldRates(after=rates.other, other=rates.after)
+    task = about.task_type or "generic"
+    return Decision(number, "", about.original_query, row.prompt, taken, other, delta, task, about, rates)
 
 
 def _vector(number: int, row: VectorFields, mending: Mending) -> ForeignVector | str:
