@@ -286,7 +286,7 @@ def test_completions_that_no_message_holds_are_refused_with_what_would_do(
     stub: generation_pb2_grpc.GenerationServiceStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_MESSAGE_BYTES", 2_000)
-    sampling = generation_pb2.SamplingParams(max_token_count=400, completion_count=2)
+    sampling = generation_pb2.SamplingParams(max_token_count=400, min_token_count=400, completion_count=2)
     with pytest.raises(grpc.RpcError) as caught:
         stub.Generate(
             generation_pb2.GenerateRequest(spec=generation_pb2.GenerationSpec(text="hi", sampling=sampling))

@@ -188,7 +188,9 @@ def test_a_full_connection_is_refused_and_others_are_let_in(model_folder: Path) 
         server.channel(own) as full,
         server.channel(own) as other,
     ):
-        sampling = generation_pb2.SamplingParams(max_token_count=8000, completion_count=2)
+        sampling = generation_pb2.SamplingParams(
+            max_token_count=8000, min_token_count=8000, completion_count=2
+        )
         spec = generation_pb2.GenerationSpec(text="hi", sampling=sampling)
         running = Stub(full).StreamGenerate(generation_pb2.StreamGenerateRequest(spec=spec))
         next(running)
@@ -334,7 +336,9 @@ def test_every_completion_of_a_request_takes_a_place(model_folder: Path) -> None
         server.channel() as channel,
     ):
         stub = Stub(channel)
-        sampling = generation_pb2.SamplingParams(max_token_count=4000, completion_count=2)
+        sampling = generation_pb2.SamplingParams(
+            max_token_count=4000, min_token_count=4000, completion_count=2
+        )
         running = stub.StreamGenerate(
             generation_pb2.StreamGenerateRequest(
                 spec=generation_pb2.GenerationSpec(text="hi", sampling=sampling)
