@@ -36,9 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With 0 when all went well, with 2 when something was wrong.
     """
-    if isinstance(
-        sys.stdout, TextIOWrapper
-    ):  # a model's or a file's name may be of letters that it can't take
+    # A model's or a file's name may be of letters that it can't take.
+    if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _run(_parsed(arguments))
