@@ -14,7 +14,7 @@ from steering_engine.model import SteeredModel
 from steering_engine.vectors.file import load_vector
 from steering_engine.vectors.schema import SteeringVector
 from steering_pts.errors import VectorsError
-from steering_pts.interop.model_vectors import vector_name
+from steering_pts.interop.model_vectors import free_name, vector_name
 
 INDEX = "index.json"
 
@@ -102,14 +102,8 @@ def load_candidates(model: SteeredModel, groups: list[CandidateGroup], folder: P
 
 def _named(paths: Sequence[Path]) -> list[tuple[str, dict[str, Path]]]:
     """A group of each file, by a name of its own that a vector may have: what is kept is written under it."""
-    names: dict[str, Path] = {}
-    for path in paths:
-        name = vector_name(path.stem)
-        number = 1
-        while (free := name if number == 1 else f"{name[:58].rstrip('-')}-{number}") in names:
-            number += 1
-        names[free] = path
-    return [(name, {"": path}) for name, path in names.items()]
+    taken: set[str] = set()
+    return [(free_name(vector_name(path.stem), taken), {"": path}) for path in paths]
 
 
 def _read_index(path: Path) -> _Index:

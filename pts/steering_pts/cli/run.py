@@ -57,12 +57,12 @@ class RunFolder:
     @property
     def candidates(self) -> Path:
         """The folder of every group's vectors by every method, from which calibration chooses."""
-        return self.path / "candidates"
+        return CalibrationFiles(self.path).candidates
 
     @property
     def vectors(self) -> Path:
         """The folder of vector files, which a server can be pointed at."""
-        return self.path / "vectors"
+        return CalibrationFiles(self.path).vectors
 
     @property
     def evaluation(self) -> Path:

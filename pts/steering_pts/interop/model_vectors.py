@@ -151,3 +151,13 @@ def vector_name(text: str) -> str:
     if not name or not name[0].isalpha():
         name = f"vector-{name}".rstrip("-")
     return name[:63].rstrip("-")
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, or with a number behind it where it is taken; taken from now on."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name[:58]}-{number}"
+    taken.add(free)
+    return free

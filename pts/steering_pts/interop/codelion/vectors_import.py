@@ -14,7 +14,7 @@ from steering_engine.vectors.schema import SteeringVector
 from steering_pts.errors import InteropError
 from steering_pts.interop.codelion.reading import ForeignVector
 from steering_pts.interop.mending import Mending
-from steering_pts.interop.model_vectors import foreign_vector, vector_name
+from steering_pts.interop.model_vectors import foreign_vector, free_name, vector_name
 from steering_pts.interop.recovery import Recovery
 from steering_pts.vectors.events import shared_suffix
 
@@ -67,7 +67,7 @@ def vectors_of(
         contexts = _contexts(recovery, members, mending)
         shared = shared_suffix(contexts) if contexts else 0
         shortest = min(map(len, contexts), default=0)
-        name = _free(vector_name(f"{group}-block-{block}"), names)
+        name = free_name(vector_name(f"{group}-block-{block}"), names)
         made.append(
             foreign_vector(
                 source,
@@ -129,12 +129,3 @@ def _contexts(
         else:
             found.add(ids[-MAX_CONTEXT_TOKENS:])
     return sorted(found)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name[:58]}-{number}"
-    taken.add(free)
-    return free

@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCardData, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from steering_engine.vectors.schema import SteeringVector
-from steering_pts.interop.hub.naming import shown_model
+from steering_pts.interop.hub.naming import is_on_hub, shown_model
 from steering_pts.ledger import LedgerReader, PivotRecord
 
 _SHOWN: Final = 10
@@ -108,7 +108,7 @@ def model_card(
         has_triggers: Whether the files say when to act.
     """
     facts = RunFacts.of(ledger)
-    base = facts.model if _is_on_hub(facts.model) else None
+    base = facts.model if is_on_hub(facts.model) else None
     data = ModelCardData(license=licence.lower(), tags=[*_TAGS, "steering-vectors"], base_model=base)
     body = _render(
         "model.md.jinja",
@@ -126,11 +126,6 @@ def _origin(imported: object) -> str:
         return ""
     origin = json.loads(imported)
     return f"{origin['source']} ({origin['layout']})"
-
-
-def _is_on_hub(model: str) -> bool:
-    """Whether a name has the form of an id on the Hub, and is no folder here."""
-    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
 
 
 def _pivot(pivot: PivotRecord, question: str, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:

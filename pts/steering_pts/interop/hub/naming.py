@@ -9,7 +9,12 @@ from steering_engine.vectors.schema import SteeringVector, VectorMetadata
 
 def shown_model(model: str) -> str:
     """A model as others may know it: what is a folder here is its name alone."""
-    return Path(model).name if model.startswith((".", "/", "~")) or Path(model).exists() else model
+    return Path(model).name if _is_folder(model) else model
+
+
+def is_on_hub(model: str) -> bool:
+    """Whether a name has the form of an id on the Hub, and is no folder here."""
+    return model.count("/") == 1 and not _is_folder(model)
 
 
 def shown_vector(vector: SteeringVector) -> SteeringVector | None:
@@ -25,3 +30,7 @@ def shown_vector(vector: SteeringVector) -> SteeringVector | None:
         if shown == metadata
         else SteeringVector(shown, vector.directions, vector.contexts, vector.probes, vector.centroids)
     )
+
+
+def _is_folder(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or Path(model).exists()
