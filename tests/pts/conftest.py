@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def model(ending_folder: Path) -> Iterator[SteeredModel]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(ending_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def original_run(ending_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run on that model, made as the command makes it; its problems are those of `write_problems(…, 12)`."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "finished")
     problems = load_problems(write_problems(folder.path.with_name("problems.jsonl"), 12))
@@ -44,3 +45,11 @@ def finished_run(ending_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     with oracle_for(ORACLE, problems) as oracle:
         discover_into(folder, choice, problems, oracle, SAMPLER, SEARCH, 0, RunProgress(quiet=True))
     return folder
+
+
+@pytest.fixture
+def finished_run(original_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A copy of that run for one test: what a test leaves in it is not there for the next."""
+    copied = tmp_path_factory.mktemp("runs") / original_run.path.parent.name
+    shutil.copytree(original_run.path.parent, copied)
+    return RunFolder(copied / original_run.path.name)

@@ -44,11 +44,11 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run_folder(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(original_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run whose vector has the contexts of its own decisions."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    shutil.copytree(finished_run.path, folder)
-    with finished_run.read() as ledger:
+    shutil.copytree(original_run.path, folder)
+    with original_run.read() as ledger:
         loaded = load_model(str(ledger.settings()["model"]))
     decisions = decisions_of(folder / "pivots.jsonl")
     contexts = sorted({decision.prefix_ids[-64:] for decision in decisions})

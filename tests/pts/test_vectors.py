@@ -118,11 +118,11 @@ def test_events_are_the_pivots_of_a_run(finished_run: RunFolder) -> None:
 
 @pytest.fixture(scope="module")
 def everything(
-    finished_run: RunFolder, model: SteeredModel, tmp_path_factory: pytest.TempPathFactory
+    original_run: RunFolder, model: SteeredModel, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[VectorReport, RunFolder]:
     """All methods at all blocks, of one group of all pivots."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "everything")
-    shutil.copytree(finished_run.path, folder.path)
+    shutil.copytree(original_run.path, folder.path)
     events = events_of(folder)
     report = vectors_of(folder, model, VectorOptions(group_by="tokens", min_events=min(4, len(events))))
     return report, folder

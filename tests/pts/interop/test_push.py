@@ -280,6 +280,8 @@ def test_what_can_not_be_pushed_is_said_in_one_line(
 ) -> None:
     assert message in run_pts("push", str(finished_run.path), "--dry-run", *options).error()
 
+    assert not (finished_run.path / "push").exists(), "a folder that nothing came into is not left behind"
+
 
 def test_texts_do_not_break_the_tables_of_a_card() -> None:
     assert _cell("a|b\n`c`") == "a\\|b \\`c\\`"

@@ -41,6 +41,7 @@ def replacing_folder(path: Path, sources: Sequence[Path]) -> Iterator[Path]:
     _check_own(path, target)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
+        missing = [folder for folder in target.parents if not folder.exists()]
         temporary.mkdir(parents=True)
     except OSError as error:
         raise InteropError(str(path), [f"this folder can't be made: {error.strerror}"]) from error
@@ -55,6 +56,9 @@ def replacing_folder(path: Path, sources: Sequence[Path]) -> Iterator[Path]:
         raise InteropError(str(path), [f"it can't be written: {error.strerror or error}"]) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # the first that holds something, as it does when all went well, ends it
+            for folder in missing:
+                folder.rmdir()
 
 
 def _swap(new: Path, target: Path) -> None:
