@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +162,43 @@ def test_an_architecture_whose_batches_would_be_wrong_is_refused(
     folder = save_tiny_model(tmp_path / family, family)
     with pytest.raises(ModelError, match=rf"{REFUSED[family][0]}ForCausalLM can't be run in batches: "):
         SteeredModel.load(str(folder), device="cpu", dtype="float32", limits=EngineLimits(cache_tokens=256))
+
+
+LATENT = {
+    **models._COMMON,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 2,
+    "topk_group": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "reason"),
+    [
+        ("Mamba", REFUSED["mamba"][1], "it has layers of linear_attention; only those of full or sliding"),
+        (
+            "Lfm2",
+            {**models._COMMON, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
+            "it has layers of conv; only those of full or sliding",
+        ),
+        ("DeepseekV3", LATENT, r"it has latent attention \(kv_lora_rank\)"),
+        ("Rwkv", {"hidden_size": 32, "num_hidden_layers": 3}, "its configuration names no attention heads"),
+    ],
+)
+def test_layers_that_the_cache_does_not_hold_are_refused_with_the_reason(
+    family: str, overrides: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.FAMILIES, family, (family, overrides))
+    folder = save_tiny_model(tmp_path / family, family)
+    with pytest.raises(ModelError, match=rf"^{family}ForCausalLM can't be run in batches: {reason}"):
+        SteeredModel.load(str(folder), device="cpu", limits=EngineLimits(cache_tokens=256))
 
 
 def test_what_is_more_than_rounding_is_refused_in_reduced_precision_too(

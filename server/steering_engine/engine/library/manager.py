@@ -28,7 +28,7 @@ from steering_engine.engine.library.departures import Departures
 from steering_engine.engine.library.inputs import set_sizes, share_tensors
 from steering_engine.engine.library.runner import Runner
 from steering_engine.engine.library.states import State
-from steering_engine.engine.library.trial import GRAPH_ROWS, capture_graphs, try_batches
+from steering_engine.engine.library.trial import GRAPH_ROWS, capture_graphs, check_layers, try_batches
 from steering_engine.engine.limits import PAGE_TOKENS, EngineLimits
 from steering_engine.engine.messages import CopyPages, Message, PlainForward
 from steering_engine.engine.run import Run
@@ -92,6 +92,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         limits: EngineLimits,
         followers: Followers | None = None,
     ) -> None:
+        check_layers(loaded.model.config.get_text_config(decoder=True))
         stable_experts.register()
         self._hooks = hooks
         self._runs = runs

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.generation.continuous_batching.cache import ATTN_TYPE_TO_ALLOCATOR
 from transformers.generation.continuous_batching.requests import RequestState
 
 from steering_engine.blocks import check_residual_stream, find_blocks
@@ -23,6 +24,27 @@ _NOISES = 3
 
 PlainLogits = Callable[[list[int]], torch.Tensor]
 """An ordinary forward of one sequence: ids to logits `[ids, vocab]`."""
+
+
+def check_layers(config: Any) -> None:
+    """Refuses layers that the library's cache doesn't hold, which else fail later, in words about something else.
+
+    Args:
+        config: The configuration of the model's decoder.
+
+    Raises:
+        ValueError: There are such layers; the message says which.
+    """
+    if kinds := sorted(set(getattr(config, "layer_types", None) or ()) - set(ATTN_TYPE_TO_ALLOCATOR)):
+        raise ValueError(
+            f"it has layers of {' and '.join(kinds)}; only those of full or sliding attention can be"
+        )
+    if getattr(config, "num_attention_heads", None) is None:
+        raise ValueError("its configuration names no attention heads (num_attention_heads)")
+    if getattr(config, "kv_lora_rank", None):
+        raise ValueError(
+            "it has latent attention (kv_lora_rank), whose keys and values differ in width from a head's"
+        )
 
 
 def try_batches(model: Any, processor: Any, step: Callable[[], None], plain_logits: PlainLogits) -> None:
@@ -66,7 +88,8 @@ def try_batches(model: Any, processor: Any, step: Callable[[], None], plain_logi
             difference = _difference(scores, plain_logits(histories[name])[-1])
             if not difference < tolerance:
                 raise RuntimeError(
-                    f"its logits differ from an ordinary forward's (by {difference:.2g} of their spread)"
+                    f"its logits differ from an ordinary forward's (by {difference:.2g} of their spread); "
+                    "the library's code of this architecture does not tell the requests of a batch apart"
                 )
             histories[name].append(0)
         processor.update_batch()
