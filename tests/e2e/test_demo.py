@@ -13,6 +13,9 @@ from steering_pts.demo.run import DemoOptions, run_demo
 from steering_pts.vectors.methods import METHODS
 from steering_pts.vectors.options import VectorOptions
 
+# The fixture is the whole way; where other work shares the machine it takes longer than any one test may.
+pytestmark = pytest.mark.timeout(1800)
+
 TEST_PROBLEMS = 60
 
 
