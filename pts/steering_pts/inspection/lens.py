@@ -70,7 +70,8 @@ def lens_scores(model: Any, norm: torch.nn.Module | None, direction: torch.Tenso
 
     In float32 whatever the model's own type: bfloat16 has 8 bits, in which the nearest of many tokens score alike.
     """
-    weight = next(model.get_output_embeddings().parameters())  # what else the unembedding has, a bias, is even
+    # What else an unembedding has, a bias, is no part of the odd one.
+    weight = next(model.get_output_embeddings().parameters())
     states = torch.stack([direction, -direction]).to(weight.device, torch.float32)
     with torch.no_grad():
         if norm is not None:
