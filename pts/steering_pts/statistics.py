@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 _EDGE = 1e-12
+_DRAWN_AT_ONCE = 1 << 20  # problems of resamples: 16 MiB, where all of a data set of 14,000 would take 2 GiB
 
 
 class Estimate(NamedTuple):
@@ -181,8 +182,13 @@ def paired_bootstrap_lift(
     means = np.array([math.fsum(differences[p]) / len(differences[p]) for p in sorted(differences)])
     if not np.isfinite(means).all():
         raise ValueError("differences must be finite")
-    draws = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))
-    low, high = np.quantile(means[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    generator = np.random.default_rng(seed)
+    resampled = np.empty(resamples)
+    at_once = max(1, _DRAWN_AT_ONCE // len(means))
+    for start in range(0, resamples, at_once):
+        part = resampled[start : start + at_once]
+        part[:] = means[generator.integers(len(means), size=(len(part), len(means)))].mean(axis=1)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(math.fsum(means) / len(means), float(low), float(high))
 
 

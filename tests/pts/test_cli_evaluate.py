@@ -102,6 +102,22 @@ def test_a_run_is_evaluated_with_its_own_model_sampler_and_oracle(run_folder: Pa
     assert (run_folder / "evaluation" / "arms.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
+def test_a_divergence_is_told_by_its_first_digits(
+    server: LiveServer, vectors: list[Path], ending_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    """It is often some millionths of a nat, of which four decimals leave nothing."""
+    options = arguments(vectors[0], server=server, data=data, out=tmp_path / "out")
+    options.remove("--no-kl")
+    ended = run_pts(*options, "--model", str(ending_folder), "--arm", "strength_0", "--strength", "0.01")
+
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))[
+        "kl_unsteered_steps"
+    ]
+    assert 0 < found["mean"] < 1e-4
+    assert f"mean {found['mean']:.2g}, 95 % quantile {found['p95']:.2g} nats" in " ".join(ended.out.split())
+
+
 def test_people_read_tables(server: LiveServer, vectors: list[Path], data: Path, tmp_path: Path) -> None:
     ended = run_pts(
         *arguments(*vectors, server=server, data=data, out=tmp_path / "out"), "--each", "--by", "form"

@@ -15,6 +15,7 @@ from steering_pts.evaluation.measuring import MeasuredArm, Measurement
 from steering_pts.evaluation.samples import BROKEN, Sample
 from steering_pts.evaluation.statistics import (
     clustered_mean,
+    exact_mean,
     holm,
     paired_differences,
     random_direction_p,
@@ -66,6 +67,14 @@ def test_the_sign_flip_test_is_exact_for_few_problems(values: list[list[bool]], 
     differences = paired_differences(values, flipped)
 
     assert sign_flip_p(differences, seed=0) == pytest.approx(enumerated_p(differences))
+
+
+def test_a_lift_of_nothing_is_no_evidence_however_it_comes_about() -> None:
+    """Thirds and halves that add up to 0 leave a last digit in floating point, which no flip must be nearer to."""
+    changes = [[-1.0, 0.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [-1.0, 0.0, -1.0], [1.0]]
+
+    assert exact_mean(changes) == 0
+    assert sign_flip_p(changes, seed=0) == 1.0
 
 
 def test_the_sign_flip_test_counts_problems_not_completions() -> None:
@@ -163,6 +172,19 @@ def test_lifts_are_of_pairs_and_random_directions_stand_apart() -> None:
     assert figures.random.lift.value == pytest.approx(0.0)
     # On the first completion of each problem the vectors' lift is 0.25, which one random direction reaches.
     assert figures.random.p == 2 / 4
+
+
+def test_a_random_direction_with_the_same_lift_counts_however_it_is_spread() -> None:
+    """7 of 9 completions, either way; thirds added up in another order differ in their last digit."""
+    plain = measured("unsteered", ArmKind.UNSTEERED, "III III III")
+    for one, other in itertools.permutations(("CCI CCC CCI", "CCC CCC CII")):
+        arms = (plain, measured("steered", ArmKind.STEERED, one), measured("random 1", ArmKind.RANDOM, other))
+
+        random = figures_of(Measurement(PROBLEMS[:3], arms, 0), (), seed=0).random
+
+        assert random is not None
+        assert random.lifts == (7 / 9,)
+        assert random.p == 1.0
 
 
 def test_vectors_that_are_measured_alone_share_one_correction() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,20 @@ def test_of_a_layer_norm_the_bias_says_nothing_about_a_direction() -> None:
 
     torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(lens_scores(model, final_norm(model), -direction), -after)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_a_model_in_bfloat16_is_read_as_exactly_as_its_weights_are(family: str) -> None:
+    """Its own forward would round the scores to 8 bits, and put tokens that differ in the third digit in any order."""
+    model = tiny_model(family).to(torch.bfloat16)
+    torch.manual_seed(1)
+    direction = torch.randn(32)
+
+    scores = lens_scores(model, final_norm(model), direction)
+
+    wide = copy.deepcopy(model).float()
+    torch.testing.assert_close(scores, lens_scores(wide, final_norm(wide), direction), atol=1e-5, rtol=1e-5)
+    assert model.dtype == torch.bfloat16
 
 
 def test_the_row_of_a_token_points_to_that_token(tiny: LoadedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -174,6 +175,21 @@ def test_folds_hold_out_every_step_once_and_problems_whole(steps: list[tuple[boo
         assert sum(bool(fold[own].any()) for fold in folds) == 1
     for fold in folds:
         assert known.wanted[~fold].any()
+        assert not known.wanted[~fold].all()
+
+
+def test_two_problems_with_other_steps_are_enough_whatever_they_are_called() -> None:
+    """Of four problems with wanted steps one has another as well; the second problem with another has nothing else."""
+    wanted = [True, False, True, True, True, False]
+    for names in itertools.permutations("abcde"):
+        known = known_steps(wanted, (names[0], *names))
+        assert known is not None
+        for fold in problem_folds(known):
+            assert set(known.wanted[~fold].tolist()) == {True, False}
+
+    states = torch.randn(6, HIDDEN, generator=torch.Generator().manual_seed(0))
+    assert probes_of({0: states}, wanted, "aabcde")
+    assert centroids_of({0: states}, wanted, "aabcde")
 
 
 SCORES = st.lists(st.floats(-5, 5), min_size=1, max_size=60).map(np.array)

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -88,6 +89,28 @@ def test_the_lift_of_many_problems_has_the_normal_interval() -> None:
     value, low, high = paired_bootstrap_lift({str(i): [mean] for i, mean in enumerate(means)}, seed=2)
 
     assert (low, high) == pytest.approx((value - half, value + half), abs=0.01)
+
+
+def test_the_memory_of_an_interval_does_not_grow_with_the_problems() -> None:
+    many = {str(problem): [float(problem % 3 == 0)] for problem in range(20_000)}
+
+    tracemalloc.start()
+    estimate = paired_bootstrap_lift(many, seed=0)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * math.sqrt(2 / 9 / 20_000), rel=0.05)
+    assert most < 64 << 20
+
+
+def test_the_resamples_are_those_of_one_draw() -> None:
+    """What an interval is must not hang on how much of it is drawn at a time."""
+    means = np.array([problem % 7 for problem in range(500)], dtype=np.float64)
+    draws = np.random.default_rng(3).integers(500, size=(10_000, 500))
+
+    estimate = paired_bootstrap_lift({f"{i:03}": [value] for i, value in enumerate(means)}, seed=3)
+
+    assert (estimate.low, estimate.high) == tuple(np.quantile(means[draws].mean(axis=1), [0.025, 0.975]))
 
 
 def test_one_problem_has_no_interval() -> None:

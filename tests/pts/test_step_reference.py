@@ -145,6 +145,6 @@ def test_several_probes_fire_where_any_does(loaded: LoadedModel) -> None:
     never = ProbeAt(0, Probe(torch.full((128,), 1e-9), -20.0), 0.5)
     always = ProbeAt(2, Probe(torch.full((128,), 1e-9), 20.0), 0.5)
 
-    assert math.isnan(measure_probe(loaded, [never], REFERENCE).precision)
+    assert measure_probe(loaded, [never], REFERENCE).precision is None
     assert measure_probe(loaded, [never], REFERENCE).recall == 0
     assert measure_probe(loaded, [never, always], REFERENCE).recall == 1

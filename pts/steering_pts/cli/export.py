@@ -10,6 +10,7 @@ from typing import Annotated, cast
 
 import typer
 
+from steering_engine.vectors.schema import SteeringVector
 from steering_pts.cli.run import RunFolder, tokenizer_of
 from steering_pts.errors import LedgerError
 from steering_pts.export import FORMATS, TABLES, RowTable, lines_of, with_text, write_parquet
@@ -111,9 +112,22 @@ def laid_out(
         to,
         ledger,
         tokenizer_of(ledger),
-        lambda: [vector for _, vector in vector_files(vectors or folder.vectors)],
+        lambda: _with_contexts(vectors or folder.vectors),
         options,
     )
+
+
+def _with_contexts(path: Path) -> list[SteeringVector]:
+    """Vectors that can have rows; those that can't are named, for nothing in the table says that they are missing."""
+    found = []
+    for file, vector in vector_files(path):
+        if vector.contexts:
+            found.append(vector)
+        else:
+            sys.stderr.write(
+                f"{file}: left out, since it records no contexts, by which its pivots are known\n"
+            )
+    return found
 
 
 def write_table(table: RowTable, kind: Format, out: Path | None) -> None:

@@ -67,7 +67,7 @@ class ProbeQuality:
 
     Attributes:
         auc: Chance that a pivotal step scores higher than another.
-        precision: Share of pivotal steps among those where it fires; NaN where it never does.
+        precision: Share of pivotal steps among those where it fires; None where it never does.
         recall: Share of the pivotal steps at which it fires.
         steps: Steps with a certain label.
         pivotal: How many of them are pivotal.
@@ -77,7 +77,7 @@ class ProbeQuality:
     """
 
     auc: float
-    precision: float
+    precision: float | None
     recall: float
     steps: int
     pivotal: int
@@ -104,7 +104,7 @@ def measure_probe(loaded: LoadedModel, probes: Sequence[ProbeAt], reference: Ste
     wanted = int((pivotal & certain).sum())
     return ProbeQuality(
         auc=float(roc_auc_score(pivotal[certain], scores[certain])),
-        precision=hits / fired if fired else math.nan,
+        precision=hits / fired if fired else None,
         recall=hits / wanted,
         steps=int(certain.sum()),
         pivotal=wanted,

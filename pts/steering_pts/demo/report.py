@@ -98,7 +98,7 @@ def write_report(path: Path, figures: DemoFigures) -> None:
         "calibration": _calibration(calibration),
         "seconds": round(figures.seconds, 1),
     }
-    write_atomically(path, [json.dumps(report, indent=2) + "\n"])
+    write_atomically(path, [json.dumps(report, indent=2, allow_nan=False) + "\n"])
 
 
 def _arm(evaluation: EvaluationReport, kind: ArmKind) -> ArmFigures:
@@ -147,9 +147,10 @@ def print_report(figures: DemoFigures, decode: Callable[[Sequence[int]], str], p
         console.print(Text(f"left out: {sentence}", style="dim"))
     print_calibration(figures.calibration, {"": paths[0]}, as_json=False)
     probe = figures.probe
+    precision = "not known, since they never fire" if probe.precision is None else f"{probe.precision:.3f}"
     console.print(
         f"probes at {probe.pivotal} pivotal steps and {probe.steps - probe.pivotal:,} others of unseen problems: "
-        f"precision {probe.precision:.3f}, recall {probe.recall:.3f}, AUC {probe.auc:.3f}"
+        f"precision {precision}, recall {probe.recall:.3f}, AUC {probe.auc:.3f}"
     )
     print_evaluation(figures.evaluation, [])
     _print_example(console, figures.evaluation, decode)

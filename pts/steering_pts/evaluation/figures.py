@@ -14,6 +14,7 @@ from steering_pts.evaluation.arms import ArmKind
 from steering_pts.evaluation.measuring import STEERED, MeasuredArm, Measurement
 from steering_pts.evaluation.statistics import (
     clustered_mean,
+    exact_mean,
     holm,
     paired_differences,
     random_direction_p,
@@ -210,17 +211,13 @@ def _random(measurement: Measurement, seed: int) -> RandomFigures | None:
     together = [
         [change for own in of_problem for change in own] for of_problem in zip(*differences, strict=True)
     ]
-    lifts = [_mean(one) for one in differences]
+    lifts = [exact_mean(one) for one in differences]
     # The vectors' lift is taken from as many completions as a random one's, so that chance is alike on both sides.
     count = arms[0].arm.samples
-    observed = _mean(paired_differences(baseline, [own[:count] for own in measurement.steered.solved]))
+    observed = exact_mean(paired_differences(baseline, [own[:count] for own in measurement.steered.solved]))
     return RandomFigures(
         len(arms), clustered_mean(together, seed), tuple(lifts), random_direction_p(observed, lifts)
     )
-
-
-def _mean(differences: Sequence[Sequence[float]]) -> float:
-    return float(np.mean([np.mean(own) for own in differences]))
 
 
 def _groups(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
@@ -39,6 +40,17 @@ def paired_differences(
     ]
 
 
+def exact_mean(differences: Sequence[Sequence[float]]) -> float:
+    """The mean over problems of each problem's mean, in fractions: equal ones are equal, however they come about.
+
+    Thirds added up in another order differ in their last digit, and a comparison of means would hang on it.
+
+    Args:
+        differences: Of each problem, as `paired_differences` gives them.
+    """
+    return float(sum(Fraction(sum(own)) / len(own) for own in differences) / len(differences))
+
+
 def sign_flip_p(differences: Sequence[Sequence[float]], seed: int) -> float:
     """Two-sided p-value of no difference, by flipping the sign of whole problems' mean differences.
 
@@ -49,9 +61,9 @@ def sign_flip_p(differences: Sequence[Sequence[float]], seed: int) -> float:
         differences: Of each problem, as `paired_differences` gives them; at least two problems.
         seed: Of the flips.
     """
+    if exact_mean(differences) == 0:
+        return 1.0  # no flip is nearer to 0
     means = np.array([np.mean(of_one) for of_one in differences])
-    if not means.any():
-        return 1.0
     zero = np.zeros_like(means)
 
     def mean_difference(first: NDArray[Any], second: NDArray[Any], axis: int) -> NDArray[Any]:

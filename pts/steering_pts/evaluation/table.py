@@ -142,7 +142,7 @@ def _lines(report: EvaluationReport) -> list[str]:
         ):
             if found is not None:
                 lines.append(
-                    f"KL per token over {what}: mean {found.mean:.4f}, 95 % quantile {found.p95:.4f} nats"
+                    f"KL per token over {what}: mean {found.mean:.2g}, 95 % quantile {found.p95:.2g} nats"
                 )
     different = report.figures.different_at_strength_0
     if different is not None:

@@ -14,15 +14,18 @@ lens: of early blocks the tokens say little.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from steering_engine.blocks import find_blocks
 from steering_engine.errors import ModelError
 from steering_engine.loading import LoadedModel
+
+_ROWS_AT_ONCE: Final = 1 << 14  # of the unembedding, which is large, in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,18 @@ def nearest_tokens(
 
 
 def lens_scores(model: Any, norm: torch.nn.Module | None, direction: torch.Tensor) -> torch.Tensor:
-    """The odd part of the logit lens at a direction `[hidden]`, standardised: `[vocabulary]` float64."""
-    head = model.get_output_embeddings()
-    weight = next(head.parameters())
-    pair = torch.stack([direction, -direction]).to(weight)
+    """The odd part of the logit lens at a direction `[hidden]`, standardised: `[vocabulary]` float64.
+
+    In float32 whatever the model's own type: bfloat16 has 8 bits, in which the nearest of many tokens score alike.
+    """
+    # What else an unembedding has, a bias, is no part of the odd one.
+    weight = next(model.get_output_embeddings().parameters())
+    states = torch.stack([direction, -direction]).to(weight.device, torch.float32)
     with torch.no_grad():
-        logits: torch.Tensor = head(pair if norm is None else norm(pair)).double().cpu()
-    scores = (logits[0] - logits[1]) / 2
+        if norm is not None:
+            states = copy.deepcopy(norm).float()(states)
+        odd = (states[0] - states[1]) / 2
+        scores = torch.cat([rows.float() @ odd for rows in weight.split(_ROWS_AT_ONCE)]).double().cpu()
     return torch.nan_to_num((scores - scores.mean()) / scores.std())  # 0 where all tokens are alike
 
 

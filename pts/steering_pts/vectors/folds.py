@@ -69,12 +69,18 @@ def fit_each_block(
 def problem_folds(known: Known) -> list[NDArray[np.bool_]]:
     """Which steps each fold holds out, `[folds][steps]`: every step once, all of a problem together.
 
-    Problems with wanted steps are dealt out evenly, and so are the others; there are as many folds as leave each
-    fold's rest with both kinds, four at most.
+    Problems with wanted steps are dealt out evenly, and so are those with others; there are as many folds as problems
+    with wanted steps, four at most, and each fold's rest has both kinds.
     """
-    with_wanted = {p for p, wanted in zip(known.problem_ids, known.wanted, strict=True) if wanted}
-    # By digest, so that it does not hang on the order of the data.
-    order = sorted(set(known.problem_ids), key=lambda p: (p not in with_wanted, derive_seed(0, p)))
+    with_wanted, with_others = (
+        {p for p, wanted in zip(known.problem_ids, known.wanted, strict=True) if wanted == kind}
+        for kind in (True, False)
+    )
+    # Those with both kinds in the middle: so the problems of either kind are dealt out one after the other, and where
+    # there are two of them, two folds have some. By digest, so that it does not hang on the order of the data.
+    order = sorted(
+        with_wanted | with_others, key=lambda p: (p not in with_wanted, p in with_others, derive_seed(0, p))
+    )
     count = min(FOLDS, len(with_wanted), len(order))
     fold_of = {problem: number % count for number, problem in enumerate(order)}
     own = np.array([fold_of[problem] for problem in known.problem_ids])

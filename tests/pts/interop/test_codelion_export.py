@@ -103,6 +103,21 @@ def test_vectors_are_what_autothink_expects(
         assert row["cluster_vector"] == row["steering_vector"]
 
 
+def test_a_vector_without_contexts_is_named_since_it_has_no_rows(
+    finished_run: RunFolder, model: SteeredModel, tmp_path: Path
+) -> None:
+    save_vector_of(finished_run, model.loaded, tmp_path)
+    save_vector(tmp_path / "probed.safetensors", random_vector(model.loaded, "probed", [1]))
+
+    ended = run_pts("export", str(finished_run.path), "--to", "codelion-vectors", "--vectors", str(tmp_path))
+
+    assert ended.code == 0
+    assert ended.out.count("\n") == 2
+    assert ended.err == (
+        f"{tmp_path / 'probed.safetensors'}: left out, since it records no contexts, by which its pivots are known\n"
+    )
+
+
 def test_vectors_of_another_run_have_no_rows_here(
     finished_run: RunFolder, model: SteeredModel, tmp_path: Path
 ) -> None:
