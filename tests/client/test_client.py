@@ -336,3 +336,9 @@ def test_a_client_waits_for_a_server_that_comes_up_later(model_folder: Path) -> 
             client.wait_ready(timeout=0.5)
         with LiveServer(model_folder, port=port):
             assert client.wait_ready(timeout=30).facts.name == "models/tiny"
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e12])
+def test_a_timeout_that_never_passes_waits_without_end(client: Client, timeout: float) -> None:
+    assert client.generate("hello", sampling=GREEDY, timeout=timeout).tokens
+    assert list(client.stream("hello", sampling=GREEDY, timeout=timeout))

@@ -47,6 +47,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
 )
 
+# gRPC takes a deadline that its clock can't hold, infinity for one, for a deadline that has passed.
+_WITHOUT_END = 1e9
+
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
@@ -64,6 +67,11 @@ class Call(Generic[T]):
     method: str
     request: bytes
     read: Callable[[bytes], T]
+
+
+def seconds(timeout: float | None) -> float | None:
+    """A timeout as gRPC takes it; decades are as good as None."""
+    return None if timeout is not None and timeout > _WITHOUT_END else timeout
 
 
 def get_model() -> Call[ModelInfo]:
