@@ -153,12 +153,16 @@ def load_vector(
     """Loads a vector from a file of this machine (a path or bytes) or of the server's directory.
 
     Raises:
-        TypeError: Not exactly one of `file` and `path_on_server` was given.
+        TypeError: Not exactly one of `file` and `path_on_server` was given, or `file` is neither a path nor bytes.
         InvalidArgumentError: The file is too large.
         OSError: The file can't be read.
     """
     if (file is None) == (path_on_server is None):
         raise TypeError("give exactly one of file and path_on_server")
+    if not isinstance(
+        file, Path | bytes | None
+    ):  # a string least of all: it might be meant for the server's directory
+        raise TypeError(f"file is a Path of this machine, or bytes; got {type(file).__name__} {file!r:.80}")
     request = vector_pb2.LoadVectorRequest(name=_vector_name(name), sha256=sha256, replace=replace)
     if path_on_server is not None:
         request.path = path_on_server
