@@ -16,7 +16,6 @@ from steering_server.config_printing import as_toml
 from steering_server.config_sources import CONFIG_VARIABLE, Resolved, resolve, variable
 from steering_server.errors import StartError
 from steering_server.logs import adopt_plain_lines, configure_logging, escaped
-from steering_server.signals import leave_on_signals
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +57,6 @@ def _run(given: argparse.Namespace) -> None:
     if printing:
         print(as_toml(resolved), end="")
         return
-    leave_on_signals()
     configure_logging(resolved.config.log_format)
     adopt_plain_lines(resolved.config.log_format)
     # Imported here: torch takes seconds, which neither --help nor a wrong setting should cost.

@@ -182,3 +182,7 @@ async def test_no_server_is_a_failed_connection() -> None:
                 await client.model(timeout=10)
             with pytest.raises(ConnectionFailedError, match="no server answered"):
                 await client.wait_ready(timeout=0.3)
+
+
+async def test_a_timeout_that_never_passes_waits_without_end(client: AsyncClient) -> None:
+    assert (await client.generate("hello", sampling=GREEDY, timeout=float("inf"))).tokens

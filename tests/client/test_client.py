@@ -282,6 +282,18 @@ def test_one_source_of_a_vector_is_needed(client: Client) -> None:
         client.load_vector("new", file=b"", path_on_server="x")
 
 
+def test_a_file_that_is_neither_a_path_nor_bytes_is_none(client: Client) -> None:
+    with pytest.raises(
+        TypeError, match=r"file is a Path of this machine, or bytes; got str 'calm.safetensors'"
+    ):
+        client.load_vector("calm", file="calm.safetensors")  # type: ignore[arg-type]
+
+
+def test_a_mapping_is_no_logit_bias(client: Client) -> None:
+    with pytest.raises(TypeError, match="logit_bias is made of pairs"):
+        client.generate("hello", sampling=SamplingParams(logit_bias={5: 1.0}))  # type: ignore[arg-type]
+
+
 def test_a_file_above_the_limit_is_not_sent(client: Client) -> None:
     with pytest.raises(InvalidArgumentError, match="at most"):
         client.load_vector("new", file=bytes(limits.MAX_VECTOR_FILE_BYTES + 1))
@@ -336,3 +348,9 @@ def test_a_client_waits_for_a_server_that_comes_up_later(model_folder: Path) -> 
             client.wait_ready(timeout=0.5)
         with LiveServer(model_folder, port=port):
             assert client.wait_ready(timeout=30).facts.name == "models/tiny"
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e12])
+def test_a_timeout_that_never_passes_waits_without_end(client: Client, timeout: float) -> None:
+    assert client.generate("hello", sampling=GREEDY, timeout=timeout).tokens
+    assert list(client.stream("hello", sampling=GREEDY, timeout=timeout))

@@ -137,6 +137,23 @@ def test_a_signal_in_the_first_seconds_ends_it_well(model_folder: Path) -> None:
     assert (code, out) == (0, "")
 
 
+def test_signals_are_handled_before_anything_large_is_imported() -> None:
+    program = """
+import signal, sys
+from steering_server.__main__ import main
+
+def hook(event, given):
+    if event == "import" and given[0] == "pydantic":
+        print(signal.getsignal(signal.SIGTERM).__name__, signal.getsignal(signal.SIGINT).__name__)
+
+sys.addaudithook(hook)
+sys.argv = ["steering-server", "--model", "demo", "--print-config"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("_leave _leave\n")
+
+
 def test_a_second_signal_stops_at_once(model_folder: Path) -> None:
     with (
         server_process("--model", str(model_folder), "--port", "0", "--grace", "1000") as server,

@@ -26,3 +26,16 @@ def test_every_direct_dependency_is_constrained() -> None:
         for line in (ROOT / "constraints.txt").read_text().splitlines()
     }
     assert names - {project["name"]} <= constrained
+
+
+def test_examples_in_python_name_vectors_that_the_readme_s_commands_make() -> None:
+    readme = (ROOT / "README.md").read_text()
+    made = set(re.findall(r"'vectors/(pivot-\d+)'", readme))
+    named = {
+        name
+        for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        for name in re.findall(r"\bpivot-\d+\b", block)
+    }
+    assert made
+    assert named <= made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timeit
 from typing import Any
 
 import pytest
@@ -148,6 +149,15 @@ class TestStop:
             seen = text[: ends[0]]
             expected = seen[: min(seen.find(stop) for stop in stops if stop in seen)]
         assert "".join(deltas(ids_of(text), *stops)) == expected
+
+    def test_long_stops_cost_little_more_than_short_ones(self) -> None:
+        ids = ids_of("a" * 500)
+
+        def cost(length: int) -> float:
+            stops = ["a" * (length - 1) + "!", *(letter * length for letter in "bcdefghijklmnop")]
+            return min(timeit.repeat(lambda: deltas(ids, *stops), number=1, repeat=3))
+
+        assert cost(256) < 10 * cost(4)
 
     @given(st.text("ab🙂é", max_size=20), st.text("ab🙂é", min_size=1, max_size=3))
     def test_no_part_of_a_stop_that_comes_ever_gets_out(self, text: str, stop: str) -> None:

@@ -12,11 +12,16 @@ from typing import Self, TypeVar
 import grpc
 
 from steering_client import transport
-from steering_client.errors import ConnectionFailedError, DeadlineExceededError, steering_errors
+from steering_client.errors import (
+    CallCancelledError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    steering_errors,
+)
 from steering_client.generation import Generation, StreamEvent, StreamReader
 from steering_client.prompts import Prompt, Steering
 from steering_client.security import Tls, security_of
-from steering_client.transport import Call
+from steering_client.transport import Call, seconds
 from steering_spec import Completion, ModelInfo, SamplingParams, ServerStats, StreamDelta, VectorInfo
 
 T = TypeVar("T")
@@ -25,8 +30,8 @@ T = TypeVar("T")
 class AsyncClient:
     """A connection to a steering server on one event loop; make it while the loop runs.
 
-    Every method may raise a `SteeringError`; `timeout` is in seconds, None waits without end. Cancelling the
-    task that awaits a call cancels the call, and the server stops decoding.
+    Every method may raise a `SteeringError`, and ValueError once the client is closed; `timeout` is in seconds, None
+    waits without end. Cancelling the task that awaits a call cancels the call, and the server stops decoding.
     """
 
     def __init__(
@@ -151,9 +156,9 @@ class AsyncClient:
         method: grpc.aio.UnaryStreamMultiCallable[bytes, StreamEvent] = self._channel.unary_stream(
             call.method, response_deserializer=call.read
         )
-        return AsyncCompletionStream(
-            method(call.request, timeout=timeout, metadata=self._metadata), generation.completion_count
-        )
+        with steering_errors():
+            running = method(call.request, timeout=seconds(timeout), metadata=self._metadata)
+        return AsyncCompletionStream(running, generation.completion_count)
 
     async def close(self) -> None:
         """Closes the connection; running calls are cancelled."""
@@ -173,14 +178,17 @@ class AsyncClient:
         )
         with steering_errors():
             return await method(
-                call.request, timeout=timeout, metadata=self._metadata, wait_for_ready=wait_for_ready
+                call.request,
+                timeout=seconds(timeout),
+                metadata=self._metadata,
+                wait_for_ready=wait_for_ready,
             )
 
 
 class AsyncCompletionStream:
     """A running completion, or several: iterate over the deltas, then take `completion` or `completions`.
 
-    Use it as an async context manager, or `close` it, to stop decoding early.
+    Use it as an async context manager, or `close` it, from any task, to stop decoding early.
     """
 
     def __init__(self, call: grpc.aio.UnaryStreamCall[bytes, StreamEvent], completion_count: int) -> None:
@@ -205,8 +213,13 @@ class AsyncCompletionStream:
 
     async def __anext__(self) -> StreamDelta:
         while not self._closed:
-            with steering_errors():
-                event = await anext(self._events)
+            try:
+                with steering_errors():
+                    event = await anext(self._events)
+            except CallCancelledError:
+                if self._closed:  # by another task, while this one waited
+                    break
+                raise
             if (delta := self._reader.read(event)) is not None:
                 return delta
         raise StopAsyncIteration

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import grpc
 
 from steering_client import transport
-from steering_client.errors import ConnectionFailedError, DeadlineExceededError, steering_errors
+from steering_client.errors import (
+    CallCancelledError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    steering_errors,
+)
 from steering_client.generation import Generation, StreamEvent, StreamReader
 from steering_client.prompts import Prompt, Steering
 from steering_client.security import Tls, security_of
-from steering_client.transport import Call
+from steering_client.transport import Call, seconds
 from steering_spec import Completion, ModelInfo, SamplingParams, ServerStats, StreamDelta, VectorInfo
 
 if TYPE_CHECKING:
@@ -26,7 +31,8 @@ T = TypeVar("T")
 class Client:
     """A connection to a steering server, for any number of threads.
 
-    Every method may raise a `SteeringError`; `timeout` is in seconds, None waits without end.
+    Every method may raise a `SteeringError`, and ValueError once the client is closed; `timeout` is in seconds, None
+    waits without end.
     """
 
     def __init__(
@@ -246,7 +252,8 @@ class Client:
             call.method, response_deserializer=call.read
         )
         return CompletionStream(
-            method(call.request, timeout=timeout, metadata=self._metadata), generation.completion_count
+            method(call.request, timeout=seconds(timeout), metadata=self._metadata),
+            generation.completion_count,
         )
 
     def close(self) -> None:
@@ -267,14 +274,17 @@ class Client:
         )
         with steering_errors():
             return method(
-                call.request, timeout=timeout, metadata=self._metadata, wait_for_ready=wait_for_ready
+                call.request,
+                timeout=seconds(timeout),
+                metadata=self._metadata,
+                wait_for_ready=wait_for_ready,
             )
 
 
 class CompletionStream:
     """A running completion, or several: iterate over the deltas, then take `completion` or `completions`.
 
-    Use it as a context manager, or `close` it, to stop decoding early.
+    Use it as a context manager, or `close` it, from any thread, to stop decoding early.
     """
 
     def __init__(self, call: CallIterator[StreamEvent], completion_count: int) -> None:
@@ -298,8 +308,13 @@ class CompletionStream:
 
     def __next__(self) -> StreamDelta:
         while not self._closed:
-            with steering_errors():
-                event = next(self._call)
+            try:
+                with steering_errors():
+                    event = next(self._call)
+            except CallCancelledError:
+                if self._closed:  # by another thread, while this one waited
+                    break
+                raise
             if (delta := self._reader.read(event)) is not None:
                 return delta
         raise StopIteration

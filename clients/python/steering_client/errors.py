@@ -19,6 +19,7 @@ What is wrong with a request is in `.violations`, all of it at once, with the pa
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,6 +148,15 @@ def steering_errors() -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise error_of(error) from error
+    except asyncio.CancelledError:
+        # gRPC cancels what waits for a call that is ended from elsewhere, by closing its stream or its client, and a
+        # task that nobody has cancelled would end without a word.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise CallCancelledError("the call was cancelled: its stream or its client was closed") from None
+    except grpc.aio.UsageError as error:  # the synchronous client's channel raises a ValueError
+        raise ValueError(f"the client is closed: {error}") from error
 
 
 def error_of(error: grpc.RpcError) -> SteeringError:

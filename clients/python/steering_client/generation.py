@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from steering.v1 import generation_pb2
 from steering_client.errors import InternalError, InvalidArgumentError
-from steering_client.prompts import Prompt, Steering, prompt_of, steering_of
+from steering_client.prompts import Prompt, Steering, prompt_of, sampling_of, steering_of
 from steering_client.transport import Call, make_call
 from steering_spec import (
     Completion,
@@ -54,7 +54,7 @@ class Generation:
 
         Raises:
             InvalidArgumentError: Something is wrong; all that can be known without the server, at once.
-            TypeError: The prompt is of a type that no prompt has.
+            TypeError: The prompt, the logit bias or the steering is of a type that none has.
         """
         request = generation_pb2.GenerateRequest(spec=self._message())
         return make_call(
@@ -74,7 +74,7 @@ class Generation:
     def _message(self) -> generation_pb2.GenerationSpec:
         spec = GenerationSpec(
             prompt=prompt_of(self.prompt),
-            sampling=self.sampling or SamplingParams(),
+            sampling=sampling_of(self.sampling),
             steering=steering_of(self.steering),
             request_id=self.request_id,
             steering_trace=self.steering_trace,

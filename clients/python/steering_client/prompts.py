@@ -1,4 +1,4 @@
-"""Prompts and steering as callers write them, turned into the types of `steering_spec`."""
+"""Prompts, sampling and steering as callers write them, turned into the types of `steering_spec`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex, TypeAlias
 
-from steering_spec import Chat, ChatMessage, PromptIds, PromptText, SteeringRule, SteeringSpec
+from steering_spec import Chat, ChatMessage, PromptIds, PromptText, SamplingParams, SteeringRule, SteeringSpec
 
 Message: TypeAlias = ChatMessage | Mapping[str, str]
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | PromptText | PromptIds | Chat
@@ -46,6 +46,19 @@ def steering_of(steering: Steering | None) -> SteeringSpec | None:
         if not isinstance(rule, SteeringRule):
             raise TypeError(f"steering is a SteeringSpec, a SteeringRule or several; got {rule!r:.80}")
     return SteeringSpec(rules)
+
+
+def sampling_of(sampling: SamplingParams | None) -> SamplingParams:
+    """Sampling as it was given, or the defaults.
+
+    Raises:
+        TypeError: Its logit bias is a mapping, as other clients have it.
+    """
+    if sampling is not None and isinstance(sampling.logit_bias, Mapping):
+        raise TypeError(
+            "logit_bias is made of pairs of id and bias; of a mapping give tuple(mapping.items())"
+        )
+    return sampling or SamplingParams()
 
 
 def _chat_message(message: Message) -> ChatMessage:

@@ -47,6 +47,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
 )
 
+# gRPC takes a deadline that its clock can't hold, infinity for one, for a deadline that has passed.
+_WITHOUT_END = 1e9
+
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
@@ -64,6 +67,11 @@ class Call(Generic[T]):
     method: str
     request: bytes
     read: Callable[[bytes], T]
+
+
+def seconds(timeout: float | None) -> float | None:
+    """A timeout as gRPC takes it; decades are as good as None."""
+    return None if timeout is not None and timeout > _WITHOUT_END else timeout
 
 
 def get_model() -> Call[ModelInfo]:
@@ -145,12 +153,16 @@ def load_vector(
     """Loads a vector from a file of this machine (a path or bytes) or of the server's directory.
 
     Raises:
-        TypeError: Not exactly one of `file` and `path_on_server` was given.
+        TypeError: Not exactly one of `file` and `path_on_server` was given, or `file` is neither a path nor bytes.
         InvalidArgumentError: The file is too large.
         OSError: The file can't be read.
     """
     if (file is None) == (path_on_server is None):
         raise TypeError("give exactly one of file and path_on_server")
+    if not isinstance(
+        file, Path | bytes | None
+    ):  # a string least of all: it might be meant for the server's directory
+        raise TypeError(f"file is a Path of this machine, or bytes; got {type(file).__name__} {file!r:.80}")
     request = vector_pb2.LoadVectorRequest(name=_vector_name(name), sha256=sha256, replace=replace)
     if path_on_server is not None:
         request.path = path_on_server
