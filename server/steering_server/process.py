@@ -17,14 +17,14 @@ from steering_server.logs import adopt_library_loggers
 from steering_server.rpc.default_steering import read_default_steering
 from steering_server.security.credentials import Credentials
 from steering_server.serving import SteeringServer
-from steering_server.signals import SIGNALS
+from steering_server.signals import ending_signals
 from steering_server.tracing import check_tracing
 
 _log = logging.getLogger(__name__)
 
 
 def run_server(config: ServerConfig, announce: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT; a second signal ends the grace. What they do before it serves is the caller's.
+    """Serves until a signal; a second one ends the grace. What they do before it serves is the caller's.
 
     Args:
         config: The configuration.
@@ -121,17 +121,18 @@ def _stop_signal(hurry: Callable[[], None]) -> asyncio.Event:
     """An event that the first signal sets; the second one calls `hurry`, and a third one ends the process."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    signals = ending_signals()
 
     def second() -> None:
-        for number in SIGNALS:
+        for number in signals:
             loop.remove_signal_handler(number)
         hurry()
 
     def first() -> None:
-        for number in SIGNALS:
+        for number in signals:
             loop.add_signal_handler(number, second)
         stop.set()
 
-    for number in SIGNALS:
+    for number in signals:
         loop.add_signal_handler(number, first)
     return stop

@@ -144,14 +144,30 @@ from steering_server.__main__ import main
 
 def hook(event, given):
     if event == "import" and given[0] == "pydantic":
-        print(signal.getsignal(signal.SIGTERM).__name__, signal.getsignal(signal.SIGINT).__name__)
+        print(*(signal.getsignal(one).__name__ for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
 
 sys.addaudithook(hook)
 sys.argv = ["steering-server", "--model", "demo", "--print-config"]
 main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("_leave _leave\n")
+    assert done.stdout.startswith("_leave _leave _leave\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "names"), [("SIG_DFL", "SIGTERM SIGINT SIGHUP"), ("SIG_IGN", "SIGTERM SIGINT")]
+)
+def test_a_closed_terminal_ends_a_server_unless_it_was_told_to_outlive_it(before: str, names: str) -> None:
+    program = f"""
+import signal
+from steering_server.signals import ending_signals, leave_on_signals
+
+signal.signal(signal.SIGHUP, signal.{before})
+leave_on_signals()
+print(*(number.name for number in ending_signals()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{names}\n"
 
 
 def test_a_second_signal_stops_at_once(model_folder: Path) -> None:
@@ -161,7 +177,7 @@ def test_a_second_signal_stops_at_once(model_folder: Path) -> None:
     ):
         running = generation_pb2_grpc.GenerationServiceStub(channel).StreamGenerate(stream_request(8000))
         next(running)
-        server.signal(signal.SIGINT)
+        server.signal(signal.SIGHUP)
         models = model_pb2_grpc.ModelServiceStub(channel)
         unavailable = grpc.StatusCode.UNAVAILABLE
         wait_until(lambda: code_of(lambda: models.GetModel(model_pb2.GetModelRequest())) is unavailable)

@@ -107,8 +107,8 @@ class TextStream:
 class _StopSequence:
     """Looks for one stop sequence in a text that comes in pieces, each character once.
 
-    Knuth, Morris and Pratt (1977): were the text that waits compared with the sequence anew at each token, 16 sequences
-    of 256 characters would cost 2 ms of it, for which every request of the batch would wait.
+    Knuth, Morris and Pratt (1977). Were the text that waits compared with the sequence anew at each token, every
+    request of the batch would wait for it.
 
     Attributes:
         matched: Length of the longest end of the text that is a beginning of the sequence.
