@@ -27,15 +27,21 @@ def impatient() -> Iterator[PythonOracle]:
 # Time.
 
 
-def test_a_loop_without_end_is_stopped_by_its_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "beginning", ["", "import os, signal\nsignal.signal(signal.SIGXCPU, lambda *_: os._exit(0))\n"]
+)
+def test_a_loop_without_end_is_stopped_by_its_processor_time_whatever_it_does_about_the_signal(
+    monkeypatch: pytest.MonkeyPatch, beginning: str
+) -> None:
     # On a busy machine the clock would be first.
     monkeypatch.setattr(
         "steering_pts.oracles.python.oracle.SandboxLimits",
         lambda **limits: SandboxLimits(**{**limits, "wall_seconds": 300.0}),
     )
+    program = f"{beginning}def f(x):\n    while True: pass"
     with PythonOracle(seconds=1, workers=1) as oracle:
-        assert oracle.judge(FOUR, "def f(x):\n    while True: pass") == Judgement.failure(
-            "it took more processor time than its limit", "def f(x):\n    while True: pass"
+        assert oracle.judge(FOUR, program) == Judgement.failure(
+            "it took more processor time than its limit", program
         )
 
 

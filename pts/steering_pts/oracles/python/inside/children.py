@@ -118,6 +118,13 @@ def reap(child: Child) -> None:
     child.processor_seconds = usage.ru_utime + usage.ru_stime
 
 
+def used_seconds(child: Child) -> float:
+    """Processor time that a process which has not been reaped has used so far."""
+    # Behind the name, which may hold anything: fields 14 and 15 of proc(5).
+    fields = Path(f"/proc/{child.process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def end(child: Child) -> None:
     """Kills the process if it has not ended."""
     if child.exit is None:

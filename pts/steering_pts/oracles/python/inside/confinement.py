@@ -114,8 +114,9 @@ def become_subreaper() -> None:
 
 def _limit(settings: Confinement) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A second to spare: past the soft limit a program that ignores the signal is killed.
-    resource.setrlimit(resource.RLIMIT_CPU, (settings.cpu_seconds, settings.cpu_seconds + 1))
+    # The launcher looks first. The kernel counts whole ticks for this limit, and on a busy machine reaches it before a
+    # program has had its time; past the soft limit one that ignores the signal is killed.
+    resource.setrlimit(resource.RLIMIT_CPU, (settings.cpu_seconds + 1, settings.cpu_seconds + 2))
     resource.setrlimit(resource.RLIMIT_AS, (settings.memory_bytes, settings.memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (settings.file_bytes, settings.file_bytes))
     if (

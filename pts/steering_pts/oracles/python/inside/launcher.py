@@ -34,6 +34,7 @@ from steering_pts.oracles.python.inside.children import (
     end_orphans,
     fork,
     reap,
+    used_seconds,
 )
 from steering_pts.oracles.python.inside.confinement import Confinement, become_subreaper
 from steering_pts.oracles.python.inside.program import run_program
@@ -175,11 +176,14 @@ def _watch(
                 poll.unregister(descriptor)
                 reap(program if descriptor == program.pidfd else tests)
         if tests.exit is None:
-            watch.limit = _exceeded(settings, program, folder, deadline)
+            watch.limit = _exceeded(settings, children, folder, deadline)
     return watch
 
 
-def _exceeded(settings: LauncherSettings, program: Child, folder: str, deadline: float) -> str | None:
+def _exceeded(settings: LauncherSettings, children: list[Child], folder: str, deadline: float) -> str | None:
+    program, _ = children
+    if any(one.exit is None and used_seconds(one) > settings.confinement.cpu_seconds for one in children):
+        return "processor time"
     if time.monotonic() > deadline:
         return "time"
     if (
@@ -227,6 +231,6 @@ def _outcome(settings: LauncherSettings, children: list[Child], watch: _Watch, o
 
 
 def _processor_limit(settings: LauncherSettings, child: Child) -> str | None:
-    # The signal alone proves nothing: a program can send it to itself.
+    # Where the kernel was faster than this process. The signal alone proves nothing: a program can send it to itself.
     over = child.processor_seconds > 0.9 * settings.confinement.cpu_seconds
     return "processor time" if over and child.exit in {-signal.SIGXCPU, -signal.SIGKILL} else None
