@@ -500,10 +500,11 @@ def test_an_interrupted_command_goes_on_to_the_pivots_of_an_uninterrupted_one(
     interruption: Interruption, pts: Pts, tmp_path: Path
 ) -> None:
     command, _, *options = interruption.arguments
+    shutil.copytree(interruption.run.path, tmp_path / "interrupted")
 
-    assert pts(command, str(interruption.run.path), *options).code == 0
+    assert pts(command, str(tmp_path / "interrupted"), *options).code == 0
     assert pts(command, str(tmp_path / "whole"), *options).code == 0
 
-    pivots = interruption.run.pivots.read_bytes()
+    pivots = RunFolder(tmp_path / "interrupted").pivots.read_bytes()
     assert pivots == RunFolder(tmp_path / "whole").pivots.read_bytes()
     assert pivots.count(b"\n") >= 3

@@ -209,6 +209,7 @@ def test_a_call_may_have_no_message_or_too_many(fuzzed: Fuzzed) -> None:
 
 
 def test_no_record_of_all_these_is_of_a_failure_of_the_server(fuzzed: Fuzzed) -> None:
+    assert fuzzed.codes([Request(GET_MODEL, b"\xff")]) == [Code.INVALID_ARGUMENT]
     entries = [json.loads(line) for line in fuzzed.process.log().splitlines()]
     codes = {entry["code"] for entry in entries if "code" in entry}
     assert "INVALID_ARGUMENT" in codes

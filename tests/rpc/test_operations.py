@@ -79,7 +79,10 @@ def test_metrics_count_calls_tokens_and_steering(operated: LiveServer, client: C
     assert any(name.startswith("steering_model_info{") for name in now)
 
 
-def test_the_dashboard_shows_nothing_that_is_not_told(operated: LiveServer) -> None:
+def test_the_dashboard_shows_nothing_that_is_not_told(operated: LiveServer, client: Client) -> None:
+    client.generate("hi", sampling=GREEDY)
+    with pytest.raises(InvalidArgumentError):
+        client.generate([10**6], sampling=GREEDY)
     dashboard = json.loads(DASHBOARD.read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     shown = {name for query in queries for name in re.findall(r"\bsteering_\w+", query)}

@@ -57,8 +57,8 @@ def names(page: vector_pb2.ListVectorsResponse) -> list[str]:
 
 
 def test_a_listed_vector_says_what_its_file_says(stub: Stub, folder: Path) -> None:
-    first = stub.ListVectors(vector_pb2.ListVectorsRequest()).vectors[0]
-    assert first.name == "vectors/v0"
+    listed = stub.ListVectors(vector_pb2.ListVectorsRequest()).vectors
+    [first] = [vector for vector in listed if vector.name == "vectors/v0"]
     assert first.sha256 == hashlib.sha256((folder / "v0.safetensors").read_bytes()).hexdigest()
     assert [(layer.layer, layer.strength, layer.residual_norm) for layer in first.layers] == [(0, 4.0, 1.0)]
     assert first.hidden_size == 32
@@ -327,6 +327,7 @@ def test_without_a_directory_paths_do_not_apply(model_folder: Path) -> None:
     assert (refused.code, refused.fields) == (grpc.StatusCode.FAILED_PRECONDITION, ["path"])
 
 
+@pytest.mark.usefixtures("server")  # which has made the files
 def test_a_vector_without_room_is_refused_and_those_before_stay(model_folder: Path, folder: Path) -> None:
     one_row = 4 * 3 * 32  # float32, blocks, width
     with LiveServer(model_folder, vector_table_bytes=2 * one_row) as server, server.channel() as channel:
