@@ -11,6 +11,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
+from steering_engine.lasting import lasting_imports
 from steering_server.config import ConfigError, ServerConfig, flag
 from steering_server.config_printing import as_toml
 from steering_server.config_sources import CONFIG_VARIABLE, Resolved, resolve, variable
@@ -68,8 +69,9 @@ def _run(given: argparse.Namespace) -> None:
 
 def _serve(resolved: Resolved) -> None:
     from steering_engine.errors import EngineError  # noqa: PLC0415
-    from steering_server.process import run_server  # noqa: PLC0415
 
+    with lasting_imports():
+        from steering_server.process import run_server  # noqa: PLC0415
     try:
         run_server(resolved.config, _announce)
     except EngineError as error:
@@ -87,8 +89,8 @@ def _announce(line: str) -> None:
 
 
 def _check(resolved: Resolved) -> None:
-    from steering_server.checking import check  # noqa: PLC0415
-
+    with lasting_imports():
+        from steering_server.checking import check  # noqa: PLC0415
     faults, summary = check(resolved.config)
     if faults:
         _fail(faults)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import sys
 from pathlib import Path
 from typing import Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from steering_engine.lasting import lasting_imports
 
 COMMANDS: Final = {
     "discover": ("discover", "discover"),
@@ -54,8 +57,12 @@ class LazyCommands(TyperGroup):
 def command(name: str) -> Any:
     """A command with its options, as typer makes it."""
     module, function = COMMANDS[name]
+    path = f"steering_pts.cli.{module}"
+    if path not in sys.modules:
+        with lasting_imports():
+            importlib.import_module(path)
     alone = typer.Typer(**_STYLE)
-    alone.command(name)(getattr(importlib.import_module(f"steering_pts.cli.{module}"), function))
+    alone.command(name)(getattr(sys.modules[path], function))
     return typer.main.get_command(alone)
 
 
