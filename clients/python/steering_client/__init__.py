@@ -13,8 +13,8 @@ Requests are built from the types of `steering_spec`, which are given here too. 
 `steering_client.errors`, whose first lines draw their tree.
 """
 
-from steering_client.async_client import AsyncClient, AsyncCompletionStream
-from steering_client.client import Client, CompletionStream
+from steering_client.async_client import AsyncClient
+from steering_client.client import Client
 from steering_client.errors import (
     AlreadyExistsError,
     CallCancelledError,
@@ -31,6 +31,7 @@ from steering_client.errors import (
     UnavailableError,
 )
 from steering_client.security import Tls
+from steering_client.streams import AsyncCompletionStream, CompletionStream
 from steering_spec import (
     Ablate,
     Add,

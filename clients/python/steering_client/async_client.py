@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -12,17 +12,13 @@ from typing import Self, TypeVar
 import grpc
 
 from steering_client import transport
-from steering_client.errors import (
-    CallCancelledError,
-    ConnectionFailedError,
-    DeadlineExceededError,
-    steering_errors,
-)
-from steering_client.generation import Generation, StreamEvent, StreamReader
+from steering_client.errors import ConnectionFailedError, DeadlineExceededError, steering_errors
+from steering_client.generation import Generation, StreamEvent
 from steering_client.prompts import Prompt, Steering
 from steering_client.security import Tls, security_of
+from steering_client.streams import AsyncCompletionStream
 from steering_client.transport import Call, seconds
-from steering_spec import Completion, ModelInfo, SamplingParams, ServerStats, StreamDelta, VectorInfo
+from steering_spec import Completion, ModelInfo, SamplingParams, ServerStats, VectorInfo
 
 T = TypeVar("T")
 
@@ -183,56 +179,3 @@ class AsyncClient:
                 metadata=self._metadata,
                 wait_for_ready=wait_for_ready,
             )
-
-
-class AsyncCompletionStream:
-    """A running completion, or several: iterate over the deltas, then take `completion` or `completions`.
-
-    Use it as an async context manager, or `close` it, from any task, to stop decoding early.
-    """
-
-    def __init__(self, call: grpc.aio.UnaryStreamCall[bytes, StreamEvent], completion_count: int) -> None:
-        """Takes the running call, which makes so many completions."""
-        self._call = call
-        self._events = aiter(call)
-        self._reader = StreamReader(completion_count)
-        self._closed = False
-
-    @property
-    def completion(self) -> Completion:
-        """The whole completion of a stream that has one, once the deltas have come to their end."""
-        return self._reader.completion
-
-    @property
-    def completions(self) -> tuple[Completion, ...]:
-        """All whole completions, in order, once the deltas have come to their end."""
-        return self._reader.completions
-
-    def __aiter__(self) -> AsyncIterator[StreamDelta]:
-        return self
-
-    async def __anext__(self) -> StreamDelta:
-        while not self._closed:
-            try:
-                with steering_errors():
-                    event = await anext(self._events)
-            except CallCancelledError:
-                if self._closed:  # by another task, while this one waited
-                    break
-                raise
-            if (delta := self._reader.read(event)) is not None:
-                return delta
-        raise StopAsyncIteration
-
-    def close(self) -> None:
-        """Stops decoding, if it still runs; the deltas end here."""
-        self._closed = True
-        self._call.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

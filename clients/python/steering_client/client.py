@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
 
 import grpc
 
 from steering_client import transport
-from steering_client.errors import (
-    CallCancelledError,
-    ConnectionFailedError,
-    DeadlineExceededError,
-    steering_errors,
-)
-from steering_client.generation import Generation, StreamEvent, StreamReader
+from steering_client.errors import ConnectionFailedError, DeadlineExceededError, steering_errors
+from steering_client.generation import Generation, StreamEvent
 from steering_client.prompts import Prompt, Steering
 from steering_client.security import Tls, security_of
+from steering_client.streams import CompletionStream
 from steering_client.transport import Call, seconds
-from steering_spec import Completion, ModelInfo, SamplingParams, ServerStats, StreamDelta, VectorInfo
-
-if TYPE_CHECKING:
-    from grpc import _CallIterator as CallIterator  # a name of the type stubs; gRPC itself has none
+from steering_spec import Completion, ModelInfo, SamplingParams, ServerStats, VectorInfo
 
 T = TypeVar("T")
 
@@ -279,55 +272,3 @@ class Client:
                 metadata=self._metadata,
                 wait_for_ready=wait_for_ready,
             )
-
-
-class CompletionStream:
-    """A running completion, or several: iterate over the deltas, then take `completion` or `completions`.
-
-    Use it as a context manager, or `close` it, from any thread, to stop decoding early.
-    """
-
-    def __init__(self, call: CallIterator[StreamEvent], completion_count: int) -> None:
-        """Takes the running call, which makes so many completions."""
-        self._call = call
-        self._reader = StreamReader(completion_count)
-        self._closed = False
-
-    @property
-    def completion(self) -> Completion:
-        """The whole completion of a stream that has one, once the deltas have come to their end."""
-        return self._reader.completion
-
-    @property
-    def completions(self) -> tuple[Completion, ...]:
-        """All whole completions, in order, once the deltas have come to their end."""
-        return self._reader.completions
-
-    def __iter__(self) -> Iterator[StreamDelta]:
-        return self
-
-    def __next__(self) -> StreamDelta:
-        while not self._closed:
-            try:
-                with steering_errors():
-                    event = next(self._call)
-            except CallCancelledError:
-                if self._closed:  # by another thread, while this one waited
-                    break
-                raise
-            if (delta := self._reader.read(event)) is not None:
-                return delta
-        raise StopIteration
-
-    def close(self) -> None:
-        """Stops decoding, if it still runs; the deltas end here."""
-        self._closed = True
-        self._call.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -15,15 +13,14 @@ from transformers.generation.continuous_batching.continuous_api import (
     BackgroundThreadStatus,
     ContinuousBatchingManager,
     ContinuousBatchProcessor,
-    OutputRouter,
 )
 from transformers.generation.continuous_batching.distributed import DistributedHelper
-from transformers.generation.continuous_batching.requests import GenerationOutput
 
 from steering_engine.blocks import SteeringHooks
 from steering_engine.engine import attention, cuda_attention, eager_attention, stable_experts
 from steering_engine.engine.library import choices
 from steering_engine.engine.library.cache import SaltedCache
+from steering_engine.engine.library.delivery import Router, wake_callers
 from steering_engine.engine.library.departures import Departures
 from steering_engine.engine.library.inputs import set_sizes, share_tensors
 from steering_engine.engine.library.runner import Runner
@@ -43,29 +40,6 @@ from steering_engine.steering.resident import ResidentPlan
 _GRAPH_SIZES = 4  # of what captured graphs read of the cache
 _LEAST_GRAPH_KEYS = 2048
 _END_SECONDS = 30.0
-
-
-class _Router(OutputRouter):  # type: ignore[misc]
-    """Takes the library's results. Tokens have reached their runs already; only failures are news."""
-
-    def __init__(self, runs: dict[str, Run]) -> None:
-        super().__init__()
-        self._runs = runs
-        self.closing = False
-
-    def deliver(self, output: GenerationOutput) -> None:
-        run = self._runs.get(output.request_id)
-        if run is not None and output.error is not None:
-            self.fail(run, output.error)
-
-    def fail(self, run: Run, error: object) -> None:
-        run.fail(
-            EngineStoppedError("the engine was closed" if self.closing else f"the engine failed: {error}")
-        )
-
-    def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
-        for output in outputs:
-            self.deliver(output)
 
 
 class BatchLoad(NamedTuple):
@@ -121,7 +95,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         )
         self._tile, most = choices.row_tiles(loaded, limits)
         self.continuous_batching_config.max_batch_tokens = min(limits.max_batch_tokens, most)
-        self.output_router = _Router(runs)
+        self.output_router = Router(runs)
         self.batch_processor = (
             self._create_shared() if loaded.processes > 1 else self._create_batch_processor()
         )
@@ -219,7 +193,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         goes_on: bool = super()._generation_loop_body(batch_processor, bootstrapping)
         # What was cancelled before has been taken note of; and what is still there has a row or waits for one.
         self._departures.settle(departing, (scheduler.active_requests, scheduler.waiting_requests))
-        self.wake_callers()
+        wake_callers(self._runs)
         return goes_on
 
     @torch.no_grad()
@@ -325,18 +299,3 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
             # A thread that waits for devices of lost processes may never end.
             limit = None if self._followers is None else _END_SECONDS
             self.stop(block=True, timeout=limit, hard_stop=True)
-
-    def wake_callers(self) -> None:
-        """Tells callers that something has come: once per event loop and step, not once per token."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[Run]] = {}
-        for run in list(self._runs.values()):
-            if run.done or run.request.streaming:
-                by_loop.setdefault(run.loop, []).append(run)
-        for loop, runs in by_loop.items():
-            with suppress(RuntimeError):  # a loop that has been closed has nobody waiting on it
-                loop.call_soon_threadsafe(_set_ready, runs)
-
-
-def _set_ready(runs: list[Run]) -> None:
-    for run in runs:
-        run.ready.set()
