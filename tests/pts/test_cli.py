@@ -49,9 +49,9 @@ def discover(pts: Pts, tmp_path: Path, ending_folder: Path, problems: Path) -> P
 
 
 @pytest.fixture
-def run(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
+def run(original_run: RunFolder, tmp_path: Path) -> RunFolder:
     """A finished run of its own."""
-    shutil.copytree(finished_run.path, tmp_path / "finished")
+    shutil.copytree(original_run.path, tmp_path / "finished")
     return RunFolder(tmp_path / "finished")
 
 

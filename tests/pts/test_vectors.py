@@ -39,9 +39,9 @@ def never_right(_problem: Problem, _completion: str) -> bool:
 
 
 @pytest.fixture
-def run(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
+def run(original_run: RunFolder, tmp_path: Path) -> RunFolder:
     """A finished run of its own."""
-    shutil.copytree(finished_run.path, tmp_path / "run")
+    shutil.copytree(original_run.path, tmp_path / "run")
     return RunFolder(tmp_path / "run")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -16,15 +16,11 @@ if TYPE_CHECKING:
     from grpc import _CallIterator as CallIterator  # a name of the type stubs; gRPC itself has none
 
 
-class CompletionStream:
-    """A running completion, or several: iterate over the deltas, then take `completion` or `completions`.
+class _Stream:
+    """What the streams of both clients are."""
 
-    Use it as a context manager, or `close` it, from any thread, to stop decoding early.
-    """
-
-    def __init__(self, call: CallIterator[StreamEvent], completion_count: int) -> None:
-        """Takes the running call, which makes so many completions."""
-        self._call = call
+    def __init__(self, cancel: Callable[[], object], completion_count: int) -> None:
+        self._cancel = cancel
         self._reader = StreamReader(completion_count)
         self._closed = False
 
@@ -38,6 +34,23 @@ class CompletionStream:
         """All whole completions, in order, once the deltas have come to their end."""
         return self._reader.completions
 
+    def close(self) -> None:
+        """Stops decoding, if it still runs; the deltas end here."""
+        self._closed = True
+        self._cancel()
+
+
+class CompletionStream(_Stream):
+    """A running completion, or several: iterate over the deltas, then take `completion` or `completions`.
+
+    Use it as a context manager, or `close` it, from any thread, to stop decoding early.
+    """
+
+    def __init__(self, call: CallIterator[StreamEvent], completion_count: int) -> None:
+        """Takes the running call, which makes so many completions."""
+        super().__init__(call.cancel, completion_count)
+        self._events = call
+
     def __iter__(self) -> Iterator[StreamDelta]:
         return self
 
@@ -45,7 +58,7 @@ class CompletionStream:
         while not self._closed:
             try:
                 with steering_errors():
-                    event = next(self._call)
+                    event = next(self._events)
             except CallCancelledError:
                 if self._closed:  # by another thread, while this one waited
                     break
@@ -53,11 +66,6 @@ class CompletionStream:
             if (delta := self._reader.read(event)) is not None:
                 return delta
         raise StopIteration
-
-    def close(self) -> None:
-        """Stops decoding, if it still runs; the deltas end here."""
-        self._closed = True
-        self._call.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +76,7 @@ class CompletionStream:
         self.close()
 
 
-class AsyncCompletionStream:
+class AsyncCompletionStream(_Stream):
     """A running completion, or several: iterate over the deltas, then take `completion` or `completions`.
 
     Use it as an async context manager, or `close` it, from any task, to stop decoding early.
@@ -76,20 +84,8 @@ class AsyncCompletionStream:
 
     def __init__(self, call: grpc.aio.UnaryStreamCall[bytes, StreamEvent], completion_count: int) -> None:
         """Takes the running call, which makes so many completions."""
-        self._call = call
+        super().__init__(call.cancel, completion_count)
         self._events = aiter(call)
-        self._reader = StreamReader(completion_count)
-        self._closed = False
-
-    @property
-    def completion(self) -> Completion:
-        """The whole completion of a stream that has one, once the deltas have come to their end."""
-        return self._reader.completion
-
-    @property
-    def completions(self) -> tuple[Completion, ...]:
-        """All whole completions, in order, once the deltas have come to their end."""
-        return self._reader.completions
 
     def __aiter__(self) -> AsyncIterator[StreamDelta]:
         return self
@@ -106,11 +102,6 @@ class AsyncCompletionStream:
             if (delta := self._reader.read(event)) is not None:
                 return delta
         raise StopAsyncIteration
-
-    def close(self) -> None:
-        """Stops decoding, if it still runs; the deltas end here."""
-        self._closed = True
-        self._call.cancel()
 
     async def __aenter__(self) -> Self:
         return self

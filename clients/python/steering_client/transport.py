@@ -159,9 +159,8 @@ def load_vector(
     """
     if (file is None) == (path_on_server is None):
         raise TypeError("give exactly one of file and path_on_server")
-    if not isinstance(
-        file, Path | bytes | None
-    ):  # a string least of all: it might be meant for the server's directory
+    # A string least of all: it might be meant for the server's directory.
+    if not isinstance(file, Path | bytes | None):
         raise TypeError(f"file is a Path of this machine, or bytes; got {type(file).__name__} {file!r:.80}")
     request = vector_pb2.LoadVectorRequest(name=_vector_name(name), sha256=sha256, replace=replace)
     if path_on_server is not None:

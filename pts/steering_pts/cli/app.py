@@ -58,7 +58,7 @@ def command(name: str) -> Any:
     """A command with its options, as typer makes it."""
     module, function = COMMANDS[name]
     path = f"steering_pts.cli.{module}"
-    if path not in sys.modules:
+    if path not in sys.modules:  # else what a caller in this process has made meanwhile would be kept as well
         with lasting_imports():
             importlib.import_module(path)
     alone = typer.Typer(**_STYLE)

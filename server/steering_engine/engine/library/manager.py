@@ -66,7 +66,7 @@ class BatchManager(ContinuousBatchingManager):  # type: ignore[misc]
         limits: EngineLimits,
         followers: Followers | None = None,
     ) -> None:
-        check_layers(loaded.model.config.get_text_config(decoder=True))
+        check_layers(loaded.model.config.get_text_config())
         stable_experts.register()
         self._hooks = hooks
         self._runs = runs
